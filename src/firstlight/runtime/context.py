@@ -1,0 +1,146 @@
+"""Where we run: one value, made once by a command's main function and passed down.
+
+Nothing else in firstlight asks which device, dtype or rank it is on, and only this folder reads the environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from firstlight.errors import ConfigError
+from firstlight.runtime import environment
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE_NAMES = {v: k for k, v in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, matmul dtype and place among the processes.
+
+    device: ``cpu``, ``cuda:N`` or ``mps``. compute_dtype: dtype of matmuls and activations (weights stay float32).
+    rank, local_rank, world_size: 0, 0, 1 for a single process.
+    notes: one sentence for each choice or fallback that was made, with its reason; part of the run record.
+    """
+
+    device: torch.device
+    compute_dtype: torch.dtype = torch.float32
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    num_threads: int = 1
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def dtype_name(self) -> str:
+        return DTYPE_NAMES[self.compute_dtype]
+
+    # Collectives. Each does nothing on one process, so callers never ask.
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over all processes (a new tensor; the same one on a single process)."""
+        if self.world_size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total, op=dist.ReduceOp.SUM)
+        return total
+
+    def sum_(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(value, op=dist.ReduceOp.SUM)
+        return value
+
+    def max(self, value: torch.Tensor) -> torch.Tensor:
+        """Element-wise maximum over all processes (a new tensor; the same one on a single process)."""
+        if self.world_size == 1:
+            return value
+        largest = value.clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it (before reading a clock)."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+
+def choose_device(requested: str) -> tuple[torch.device, str]:
+    """Device for ``auto``, ``cpu``, ``cuda`` or ``mps``, and the reason.
+
+    Raises ConfigError where the device asked for is not there.
+    """
+    has_cuda = torch.cuda.is_available()
+    has_mps = torch.backends.mps.is_available()
+    match requested:
+        case "auto" if has_cuda:
+            return torch.device("cuda", environment.local_rank()), "device cuda: an NVIDIA or AMD GPU was found"
+        case "auto" if has_mps:
+            return torch.device("mps"), "device mps: an Apple GPU was found"
+        case "auto":
+            return torch.device("cpu"), "device cpu: no GPU was found"
+        case "cpu":
+            return torch.device("cpu"), "device cpu: asked for"
+        case "cuda" if has_cuda:
+            return torch.device("cuda", environment.local_rank()), "device cuda: asked for"
+        case "mps" if has_mps:
+            return torch.device("mps"), "device mps: asked for"
+        case "cuda" | "mps":
+            raise ConfigError(
+                f"--device {requested}: no such device was found by torch {torch.__version__}",
+                hint="use --device cpu, or see `firstlight doctor` for what torch can see",
+            )
+        case _:
+            raise ConfigError(f"--device {requested} is not known", hint="one of auto, cpu, cuda, mps")
+
+
+@contextmanager
+def open_runtime(*, device: str = "auto", dtype: str = "auto", num_threads: int | None = None) -> Iterator[Runtime]:
+    """Choose device and dtype, join the process group that torchrun describes (if any), and close it at the end.
+
+    Raises ConfigError for a device or dtype that this machine does not have.
+    """
+    from firstlight.runtime import precision
+
+    world_size = environment.world_size()
+    chosen_device, device_note = choose_device(device)
+    threads = num_threads or environment.default_num_threads()
+    torch.set_num_threads(threads)
+    if chosen_device.type == "cuda":
+        torch.cuda.set_device(chosen_device)
+    compute_dtype, dtype_note = precision.choose_dtype(chosen_device, dtype)
+    if world_size > 1:
+        backend = "nccl" if chosen_device.type == "cuda" else "gloo"
+        dist.init_process_group(backend)
+        # Ranks must agree on the dtype even if their probes did not.
+        choice = torch.tensor([list(DTYPES.values()).index(compute_dtype)], device=chosen_device)
+        dist.broadcast(choice, src=0)
+        compute_dtype = list(DTYPES.values())[int(choice.item())]
+    try:
+        yield Runtime(
+            device=chosen_device,
+            compute_dtype=compute_dtype,
+            rank=environment.rank(),
+            local_rank=environment.local_rank(),
+            world_size=world_size,
+            num_threads=threads,
+            notes=(device_note, dtype_note),
+        )
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()

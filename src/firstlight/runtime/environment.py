@@ -1,0 +1,104 @@
+"""Facts about this process and machine. The only file that reads environment variables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def num_usable_cpus() -> int:
+    """CPUs that this process may run on (its affinity, not the machine's count)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def default_num_threads() -> int:
+    """Threads for torch: OMP_NUM_THREADS where set, else this process's share of the usable CPUs."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0 and world_size() == 1:
+        return int(asked)
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+    return max(1, num_usable_cpus() // local_world_size)
+
+
+def cache_dir() -> Path:
+    """Folder for what can be made again (token stores, tokenizers, downloads): FIRSTLIGHT_CACHE or ~/.cache/firstlight."""
+    asked = os.environ.get("FIRSTLIGHT_CACHE")
+    if asked:
+        return Path(asked).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "firstlight"
+
+
+def runs_dir() -> Path:
+    """Folder of the runs: FIRSTLIGHT_RUNS or ./runs."""
+    return Path(os.environ.get("FIRSTLIGHT_RUNS", "runs"))
+
+
+def cxx_compiler() -> str | None:
+    """Path of the C++ compiler that torch.compile would use on CPU, or None."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers. Reads package metadata only; imports nothing."""
+    found = {"python": platform.python_version()}
+    for name in ("firstlight", "torch", "numpy", "tiktoken", "rustbpe", "pyarrow", "safetensors"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the source tree that this package runs from, with ``-dirty`` where it has changes; None outside git."""
+    here = Path(__file__).resolve().parent
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip() or None
+
+
+def is_terminal() -> bool:
+    """True where a person watches: standard error is a terminal and TERM is not ``dumb``."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def cpu_name() -> str:
+    """Model name of the CPU, for people."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def total_memory_bytes() -> int | None:
+    """Physical memory of the machine in bytes, or None where it cannot be read."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

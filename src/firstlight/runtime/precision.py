@@ -1,0 +1,67 @@
+"""Which dtype the matmuls use: decided by what the hardware really does fast, measured where that is not known."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from firstlight.errors import ConfigError
+
+PROBE_SIZE = 512
+PROBE_S = 0.05
+
+
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, *, size: int = PROBE_SIZE, seconds: float = PROBE_S) -> float:
+    """Rate of a square ``size`` x ``size`` matmul in FLOP/s: best of the repetitions that fit in ``seconds``."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+    out = a @ b
+    best_s = float("inf")
+    end = time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+        now = time.perf_counter()
+        best_s = min(best_s, now - start)
+        if now > end:
+            return 2 * size**3 / best_s
+
+
+def choose_dtype(device: torch.device, requested: str) -> tuple[torch.dtype, str]:
+    """Matmul dtype for ``auto``, ``fp32``, ``bf16`` or ``fp16`` on a device, and the reason in one sentence.
+
+    Raises ConfigError for an unknown name, or for a dtype that the device does not have.
+    """
+    if requested == "fp32":
+        return torch.float32, "dtype fp32: asked for"
+    if requested == "bf16":
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+            raise ConfigError(
+                f"--dtype bf16: {torch.cuda.get_device_name(device)} has no bf16 matmul (compute capability below 8.0)",
+                hint="use --dtype fp16 or --dtype fp32, or leave --dtype auto",
+            )
+        return torch.bfloat16, "dtype bf16: asked for"
+    if requested == "fp16":
+        if device.type == "cpu":
+            raise ConfigError("--dtype fp16 is for GPUs", hint="on a CPU use --dtype bf16 or --dtype fp32")
+        return torch.float16, "dtype fp16: asked for (with a loss scaler)"
+    if requested != "auto":
+        raise ConfigError(f"--dtype {requested} is not known", hint="one of auto, fp32, bf16, fp16")
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return torch.bfloat16, "dtype bf16: the GPU has bf16 tensor cores (compute capability 8.0 or above)"
+        return torch.float16, "dtype fp16 with a loss scaler: the GPU has no bf16 tensor cores"
+    if device.type == "mps":
+        return torch.float32, "dtype fp32: bf16 on Apple GPUs is on request (--dtype bf16)"
+    rate_fp32 = matmul_flops_per_s(device, torch.float32)
+    rate_bf16 = matmul_flops_per_s(device, torch.bfloat16)
+    rates = f"measured {rate_bf16 / 1e9:.0f} GFLOP/s in bf16 and {rate_fp32 / 1e9:.0f} in fp32"
+    # 1.3: below it the casts of weights and activations eat the gain.
+    if rate_bf16 > 1.3 * rate_fp32:
+        return torch.bfloat16, f"dtype bf16: {rates}"
+    return torch.float32, f"dtype fp32: {rates}, so bf16 would not pay"
