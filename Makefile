@@ -1,0 +1,29 @@
+# Thin: each target is one or two lines that can be typed by hand (README has them for people without make).
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test test-fast lint install
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+install: $(STAMP)
+
+quickstart: $(STAMP)
+	$(VENV)/bin/firstlight quickstart
+
+# Both halves: the fast tests on all cores, then the slow ones one by one (they start processes of their own).
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest -n auto
+	$(VENV)/bin/python -m pytest -m slow
+
+test-fast: $(STAMP)
+	$(VENV)/bin/python -m pytest -n auto
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check

@@ -1,0 +1,61 @@
+"""`firstlight train base`: flags and a TOML file in, one run out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from firstlight.recipes.settings import SETTING_NAMES, BaseSettings
+
+
+def given_names(arguments: list[str]) -> frozenset[str]:
+    """Settings that a command line names, whatever their value.
+
+    >>> sorted(given_names(["--depth", "4", "--max_seq_len=64", "--no-resume"]))
+    ['depth', 'max_seq_len', 'resume']
+    """
+    words = {a[2:].split("=")[0].replace("-", "_") for a in arguments if a.startswith("--")}
+    return frozenset({w.removeprefix("no_") for w in words} & set(SETTING_NAMES))
+
+
+def base(
+    *,
+    config: Path | None = None,
+    settings: Annotated[BaseSettings | None, Parameter(name="*")] = None,
+) -> None:
+    """Pretrain a base model on text: tokenizer, tokens, training, scores, samples, report.
+
+    Give one horizon (--minutes, --num-iterations, --tokens, --flops or --tokens-per-param). A run lives in runs/NAME;
+    start it again with --resume after any stop.
+
+    Examples
+    --------
+    ::
+
+        firstlight train base --depth 4 --minutes 10
+        firstlight train base --data my_texts/ --val last --depth 6 --run mine
+        firstlight train base --run mine --resume
+        firstlight train base --config run.toml --num-iterations 500
+        torchrun --standalone --nproc_per_node=8 -m firstlight train base --depth 20 --total-batch-size 524288
+
+    Parameters
+    ----------
+    config
+        A TOML file whose keys are the names below; flags on the command line win.
+    """
+    from firstlight.config import from_dict, load_toml
+    from firstlight.recipes import base as recipe
+
+    given = given_names(sys.argv)
+    chosen = settings or BaseSettings()
+    if config is not None:
+        values = load_toml(config)
+        from_file = from_dict(BaseSettings, values, where=str(config))
+        flags = {name: getattr(chosen, name) for name in given}
+        chosen = replace(from_file, **flags)
+        given = given | frozenset(values)
+    recipe.train_base(chosen, given=given)

@@ -1,0 +1,134 @@
+"""What a user may say about a base run: one flat, frozen dataclass whose field docs are the command's help.
+
+Empty (None) means "the plan decides". Light to import: the command line reads it before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """Settings of `firstlight train base`."""
+
+    run: str | None = None
+    """Name of the run; its folder is runs/NAME. Made up from depth, data and date where not given."""
+    resume: bool = False
+    """Continue the run NAME from its newest good checkpoint (or start it, where it has none yet)."""
+
+    data: str = "builtin"
+    """Text to learn from: builtin, a directory or file (.parquet, .jsonl[.gz|.zst], .txt), or a hub data set."""
+    val: str | None = None
+    """Validation documents: last (the last shard), hash:0.01 (by content hash) or a shard's file name. [hash:0.01, or the data set's own]"""
+    tokenizer: Path | None = None
+    """A tokenizer.json to use. Trained on the data where not given."""
+    packing: Literal["bestfit", "stream"] = "bestfit"
+    """How documents become rows: bestfit (each row starts a document, nothing is dropped) or stream (cut every T tokens)."""
+
+    depth: int = 4
+    """The dial: layers; width, heads, vocabulary, batch and rates follow from it."""
+    preset: Literal["classic"] = "classic"
+    """Architecture."""
+    vocab_size: int | None = None
+    """Ids of the tokenizer, special tokens included. [from depth]"""
+    max_seq_len: int | None = None
+    """Tokens in a row, and the longest context. [from depth]"""
+    head_dim: int = 128
+    """Size of an attention head."""
+    n_kv_head: int | None = None
+    """Key/value heads (grouped-query attention). [n_head]"""
+
+    num_iterations: int | None = None
+    """Horizon: optimizer steps."""
+    tokens: float | None = None
+    """Horizon: training tokens (1e9 may be written)."""
+    flops: float | None = None
+    """Horizon: training FLOPs."""
+    minutes: float | None = None
+    """Horizon: wall-clock minutes from launch to the final score, set-up included."""
+    tokens_per_param: float | None = None
+    """Horizon: tokens for each matmul parameter. The default horizon is 12 of these."""
+
+    device_batch_size: int | None = None
+    """Rows in one forward pass on one device. [as many as fit]"""
+    total_batch_size: int | None = None
+    """Tokens in one optimizer step, over all devices and accumulation. [from the horizon]"""
+    embedding_lr: float | None = None
+    """AdamW rate of the token embedding."""
+    unembedding_lr: float | None = None
+    """AdamW rate of the head."""
+    matrix_lr: float | None = None
+    """Muon rate of the blocks' matrices."""
+    weight_decay: float | None = None
+    """Decoupled weight decay of the blocks' matrices."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    warmup_frac: float | None = None
+    """Part of the run in which the rate rises."""
+    warmdown_frac: float | None = None
+    """Part of the run in which the rate falls."""
+    final_lr_frac: float | None = None
+    """Rate multiplier at the end of the run."""
+
+    eval_every: int | None = None
+    """Steps between validation scores (0: only at the end). [ten a run]"""
+    eval_documents: int = 100
+    """Validation documents scored during the run (the final score takes all; 0: all each time)."""
+    sample_every: int | None = None
+    """Steps between samples (0: only at the end). [four a run]"""
+    save_every: int | None = None
+    """Steps between checkpoints (0: only at the end). [ten a run]"""
+    keep: int = 2
+    """Checkpoints kept: the newest this many, and the best."""
+    log_every: int = 1
+    """Steps between console lines where the output is not a terminal. metrics.jsonl has each step."""
+    tracker: Literal["wandb", "tensorboard", "trackio"] | None = None
+    """Also send metrics to this tracker (an extra: pip install "firstlight[wandb]")."""
+
+    seed: int = 1337
+    """Seed of initial weights, packing and order of the data."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Dtype of the matmuls; weights and optimizer stay in float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile: auto is on where a compiler is found and the run is long enough to pay for it."""
+    activation_checkpointing: bool = False
+    """Keep one activation a block and compute the others again: less memory, about a third more time."""
+    threads: int | None = None
+    """CPU threads. [all that this process may use]"""
+    workers: int | None = None
+    """Processes that tokenise. [one a CPU]"""
+    nonfinite_limit: int = 5
+    """Stop after this many steps in a row whose loss or gradients are not finite (each is skipped)."""
+
+
+RESUME_MAY_CHANGE = frozenset({
+    "run", "resume", "num_iterations", "tokens", "flops", "minutes", "tokens_per_param", "device_batch_size", "eval_every",
+    "eval_documents", "sample_every", "save_every", "keep", "log_every", "tracker", "device", "compile",
+    "activation_checkpointing", "threads", "workers", "nonfinite_limit",
+})  # fmt: skip
+"""Settings that a resumed run may change (each change is logged). The others would make it another run and are refused."""
+
+HORIZONS = {
+    "num_iterations": "steps",
+    "tokens": "tokens",
+    "flops": "flops",
+    "minutes": "minutes",
+    "tokens_per_param": "tokens_per_param",
+}
+"""Horizon settings and the plan's name for each."""
+
+SETTING_NAMES = tuple(field.name for field in fields(BaseSettings))
+
+
+def flag(name: str) -> str:
+    """The flag of a setting.
+
+    >>> flag("num_iterations")
+    '--num-iterations'
+    """
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,354 @@
+"""The dial: depth and a horizon become every number of a run, each with its reason. Pure arithmetic, no device, no files.
+
+The scaling rules hold from about 1 M to 1 B parameters. Where a rule is ours it says so, and `lab/LOG.md` has what it rests on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from firstlight.errors import Problems
+from firstlight.model import count
+from firstlight.model.gpt import GPTConfig
+
+HorizonKind = Literal["steps", "tokens", "flops", "minutes", "tokens_per_param"]
+
+# Hoffmann et al. 2022 (arXiv 2203.15556) found about 20 tokens a parameter; with Muon, and counting the matrices and the head
+# only, nanochat's scaling runs put it near 10.5 to 12 (its dev/LOG.md, 2026-01-27 and 2026-03-24).
+TOKENS_PER_PARAM = 12.0
+
+# The seed's rates, tuned at width 768 and a batch of 2**19 tokens.
+REFERENCE_WIDTH = 768
+EMBEDDING_LR = 0.2
+UNEMBEDDING_LR = 0.004
+MATRIX_LR = 0.02
+
+# A batch of 4,096 tokens was best for 6.5 M training tokens at depth 4 (batches of 2,048 to 16,384 compared: lab/LOG.md).
+REFERENCE_BATCH_TOKENS = 4096
+REFERENCE_HORIZON_TOKENS = 6.5e6
+BATCH_EXPONENT = 0.7
+
+
+@dataclass(frozen=True)
+class PlanLine:
+    """One derived number: what it is called, its value as text, and why it has that value."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How long to train: exactly one of five units."""
+
+    kind: HorizonKind
+    value: float
+
+    def describe(self) -> str:
+        unit = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "minutes": "minutes"}.get(self.kind, "tokens a parameter")
+        return f"{self.value:,.6g} {unit}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every number of a run. ``num_steps`` is None where the horizon is a time: the run then ends by the clock."""
+
+    depth: int
+    model: GPTConfig
+    seq_len: int
+    total_batch_size: int
+    device_batch_size: int
+    num_micro_batches: int
+    horizon: Horizon
+    num_steps: int | None
+    estimated_steps: int
+    num_tokens: int
+    flops_per_token: float
+    embedding_lr: float
+    unembedding_lr: float
+    matrix_lr: float
+    weight_decay: float
+    grad_clip: float
+    warmup_frac: float
+    warmdown_frac: float
+    final_lr_frac: float
+    momentum_start: float
+    momentum_end: float
+    eval_every: int
+    sample_every: int
+    save_every: int
+    train_bytes: int
+    checkpoint_bytes: int
+    lines: tuple[PlanLine, ...]
+
+
+def vocab_size_for(depth: int) -> int:
+    """Largest power of two up to 256 * depth^2, within 1,024 and 32,768.
+
+    With width 64 * depth the head then costs at most a quarter of the matmul FLOPs: V / (768 * depth^2 + V) <= 1/4.
+
+    >>> [vocab_size_for(d) for d in (1, 2, 4, 6, 8, 12, 20)]
+    [1024, 1024, 4096, 8192, 16384, 32768, 32768]
+    """
+    largest = 2 ** int(math.log2(256 * depth * depth))
+    return min(32768, max(1024, largest))
+
+
+def seq_len_for(depth: int) -> int:
+    """Row length T. Attention costs T / (12 * width) of a block's matmuls (causal), so short rows go with narrow models.
+
+    >>> [seq_len_for(d) for d in (2, 4, 6, 8, 12, 20)]
+    [256, 256, 512, 1024, 2048, 2048]
+    """
+    for limit, seq_len in ((4, 256), (7, 512), (11, 1024)):
+        if depth <= limit:
+            return seq_len
+    return 2048
+
+
+def batch_tokens_for(horizon_tokens: float) -> int:
+    """Tokens a step: a power of two near 4096 * (D / 6.5 M)^0.7 for a run of D tokens.
+
+    The exponent joins our small-scale optimum to the batch of 2^19 that is usual at several billion tokens; theory and fits
+    give 0.3 to 0.8 ("Power Lines", arXiv 2505.13738, has 0.38 at larger scale), so treat it as a default, not as a law.
+
+    >>> [batch_tokens_for(d) for d in (2e6, 6.5e6, 50e6, 1.3e9, 5e9)]
+    [2048, 4096, 16384, 131072, 524288]
+    """
+    ideal = REFERENCE_BATCH_TOKENS * (horizon_tokens / REFERENCE_HORIZON_TOKENS) ** BATCH_EXPONENT
+    return max(2048, 2 ** round(math.log2(ideal)))
+
+
+def horizon_tokens(horizon: Horizon, *, scaling_params: int, flops_per_token: float, tokens_per_s: float, batch_tokens: int | None) -> float:
+    """Tokens that a horizon stands for. Steps need the batch; minutes need an (estimated) rate."""
+    match horizon.kind:
+        case "tokens":
+            return horizon.value
+        case "flops":
+            return horizon.value / flops_per_token
+        case "minutes":
+            return horizon.value * 60 * tokens_per_s
+        case "tokens_per_param":
+            return horizon.value * scaling_params
+        case "steps":
+            return horizon.value * (batch_tokens or REFERENCE_BATCH_TOKENS)
+
+
+def nearest_multiples(value: int, unit: int) -> str:
+    """The multiples of ``unit`` on both sides of ``value``, for a hint.
+
+    >>> nearest_multiples(1000, 256)
+    '768 or 1024'
+    """
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below > 0 else f"{unit}"
+
+
+def largest_dividing(rows: int, limit: int) -> int:
+    """Largest divisor of ``rows`` that is at most ``limit`` (the micro-batch that wastes nothing).
+
+    >>> largest_dividing(64, 24)
+    16
+    """
+    return max(d for d in range(1, min(rows, max(1, limit)) + 1) if rows % d == 0)
+
+
+def make_plan(
+    depth: int,
+    *,
+    horizon: Horizon | None = None,
+    vocab_size: int | None = None,
+    seq_len: int | None = None,
+    head_dim: int = 128,
+    n_kv_head: int | None = None,
+    device_batch_size: int | None = None,
+    total_batch_size: int | None = None,
+    embedding_lr: float | None = None,
+    unembedding_lr: float | None = None,
+    matrix_lr: float | None = None,
+    weight_decay: float | None = None,
+    grad_clip: float = 1.0,
+    warmup_frac: float | None = None,
+    warmdown_frac: float | None = None,
+    final_lr_frac: float | None = None,
+    eval_every: int | None = None,
+    sample_every: int | None = None,
+    save_every: int | None = None,
+    world_size: int = 1,
+    flops_per_s: float = 1e11,
+    memory_bytes: int | None = None,
+    compute_bytes: int = 2,
+    checkpoint_activations: bool = False,
+) -> Plan:
+    """Derive every number of a run from depth and a horizon; each value that is given replaces the rule's.
+
+    flops_per_s: what one process is expected to *achieve* in training (not the peak); only estimates rest on it.
+    memory_bytes: memory of one device, for the micro-batch and the check; None where it is not known.
+    compute_bytes: bytes of an activation number (2 for bf16).
+
+    Raises ConfigError that names every mistake at once: what does not divide (with the nearest values that do), what is
+    zero or negative, what does not fit into memory.
+    """
+    problems = Problems()
+    lines: list[PlanLine] = []
+
+    def line(name: str, value: str, reason: str) -> None:
+        lines.append(PlanLine(name, value, reason))
+
+    if depth < 1:
+        problems.add(f"--depth {depth} is too small", hint="the smallest depth is 1; 4 trains in minutes on a CPU")
+    positive = {
+        "--vocab-size": vocab_size, "--max-seq-len": seq_len, "--device-batch-size": device_batch_size,
+        "--total-batch-size": total_batch_size, "--head-dim": head_dim, "--n-kv-head": n_kv_head,
+        "--embedding-lr": embedding_lr, "--unembedding-lr": unembedding_lr, "--matrix-lr": matrix_lr,
+    }  # fmt: skip
+    for flag, value in positive.items():
+        if value is not None and value <= 0:
+            problems.add(f"{flag} {value} must be above zero")
+    if horizon is not None and horizon.value <= 0:
+        problems.add(f"a horizon of {horizon.describe()} would train for zero steps", hint="give a number above zero")
+    fractions = {"--warmup-frac": warmup_frac, "--warmdown-frac": warmdown_frac, "--final-lr-frac": final_lr_frac}
+    for flag, value in fractions.items():
+        if value is not None and not 0 <= value <= 1:
+            problems.add(f"{flag} {value} is outside 0 to 1")
+    if (warmup_frac or 0) + (warmdown_frac or 0) > 1:
+        problems.add(f"--warmup-frac {warmup_frac} and --warmdown-frac {warmdown_frac} add up to more than the run")
+    for flag, value in {"--weight-decay": weight_decay, "--grad-clip": grad_clip}.items():
+        if value is not None and value < 0:
+            problems.add(f"{flag} {value} must not be negative")
+    problems.raise_if_any()
+
+    line("depth", f"{depth}", "the dial; you chose it")
+    vocab = vocab_size or vocab_size_for(depth)
+    line("vocab_size", f"{vocab:,}", "given" if vocab_size else "largest power of two with the head at a quarter of the matmul FLOPs at most")
+    rows_len = seq_len or seq_len_for(depth)
+    line("max_seq_len", f"{rows_len:,}", "given" if seq_len else "attention stays a small part of a block's work at this width")
+    model = GPTConfig.from_depth(depth, vocab_size=vocab, max_seq_len=rows_len, head_dim=head_dim, n_kv_head=n_kv_head)
+    line("n_layer", f"{model.n_layer}", "n_layer = depth")
+    line("n_embd", f"{model.n_embd}", "64 * depth: at a fixed budget an aspect ratio of 64 beat 128 (nanochat dev/LOG.md 2026-01-17)")
+    line("n_head", f"{model.n_head} of {model.n_embd // model.n_head}", f"max(1, ceil(n_embd / {head_dim}))")
+    line("n_kv_head", f"{model.n_kv_head}", "given" if n_kv_head else "no grouping by default")
+
+    params = count.num_params(model)
+    scaling_params = count.num_scaling_params(model)
+    flops_per_token = float(count.flops_per_token(model, rows_len))
+    line("parameters", f"{sum(params.values()):,}", ", ".join(f"{name} {n:,}" for name, n in params.items()))
+    line("flops_per_token", f"{flops_per_token:,.0f}", "6 * matmul parameters + 12 * n_layer * n_embd * T (PaLM, arXiv 2204.02311, appendix B)")
+
+    chosen = horizon or Horizon("tokens_per_param", TOKENS_PER_PARAM)
+    rate = flops_per_s * world_size / flops_per_token
+    asked_tokens = horizon_tokens(
+        chosen, scaling_params=scaling_params, flops_per_token=flops_per_token, tokens_per_s=rate, batch_tokens=total_batch_size
+    )
+    batch = total_batch_size or batch_tokens_for(asked_tokens)
+    unit = rows_len * world_size
+    if total_batch_size is None:
+        batch = max(unit, batch // unit * unit)
+    if batch % unit:
+        problems.add(
+            f"--total-batch-size {batch} is not a multiple of {unit} (--max-seq-len {rows_len} x {world_size} process{'es' * (world_size > 1)})",
+            hint=f"try {nearest_multiples(batch, unit)}",
+        )
+        problems.raise_if_any()
+    rows_per_rank = batch // unit
+    weights_bytes = sum(params.values()) * 4
+    optimizer_bytes = count.optimizer_bytes(model)
+    fixed_bytes = 2 * weights_bytes + optimizer_bytes
+    row_bytes = count.activation_bytes(
+        model, batch_rows=1, seq_len=rows_len, compute_bytes=compute_bytes, checkpoint_activations=checkpoint_activations
+    )
+    if device_batch_size is None:
+        fits = rows_per_rank if memory_bytes is None else int((0.8 * memory_bytes - fixed_bytes) // row_bytes)
+        micro_rows = largest_dividing(rows_per_rank, fits)
+        why = "the whole step's rows fit: accumulation would only cost time" if micro_rows == rows_per_rank else "the largest that fits into memory"
+    else:
+        micro_rows = device_batch_size
+        why = "given"
+        if rows_per_rank % micro_rows:
+            pass_tokens = micro_rows * unit
+            problems.add(
+                f"--total-batch-size {batch} is not a multiple of {pass_tokens} (--device-batch-size {micro_rows} x --max-seq-len {rows_len} x {world_size} process{'es' * (world_size > 1)})",
+                hint=f"try --total-batch-size {nearest_multiples(batch, pass_tokens)}, or --device-batch-size {largest_dividing(rows_per_rank, micro_rows)}",
+            )
+            problems.raise_if_any()
+    num_micro = rows_per_rank // micro_rows
+    train_bytes = int(fixed_bytes + micro_rows * row_bytes)
+    if memory_bytes is not None and train_bytes > memory_bytes:
+        smaller = largest_dividing(rows_per_rank, max(1, int((0.8 * memory_bytes - fixed_bytes) // row_bytes)))
+        problems.add(
+            f"about {train_bytes / 2**30:.1f} GiB are needed and the device has {memory_bytes / 2**30:.1f} GiB",
+            hint=f"use --device-batch-size {smaller}, --activation-checkpointing, or a smaller --depth",
+        )
+    line(
+        "total_batch_size", f"{batch:,} tokens",
+        "given" if total_batch_size else f"power of two near 4,096 * (D / 6.5 M)^0.7 for D = {asked_tokens:,.0f} tokens (lab/LOG.md)",
+    )  # fmt: skip
+    line("device_batch_size", f"{micro_rows} rows of {rows_len}", why)
+    line("grad_accum_steps", f"{num_micro}", f"{batch:,} / ({micro_rows} x {rows_len} x {world_size})")
+
+    if chosen.kind == "minutes":
+        num_steps = None
+        estimated = max(1, int(asked_tokens / batch))
+        line("num_steps", f"about {estimated:,}", f"{chosen.describe()} at an estimated {rate:,.0f} tokens/s; the clock decides")
+    else:
+        num_steps = int(chosen.value) if chosen.kind == "steps" else int(asked_tokens / batch)
+        if num_steps < 1:
+            problems.add(
+                f"a horizon of {chosen.describe()} is {asked_tokens:,.0f} tokens: less than one step of {batch:,}",
+                hint="give a longer horizon or a smaller --total-batch-size",
+            )
+        estimated = max(1, num_steps)
+        line("num_steps", f"{num_steps:,}", chosen.describe() + ("" if horizon else " (the default)"))
+    problems.raise_if_any()
+    num_tokens = estimated * batch
+    line("num_tokens", f"{num_tokens:,}", f"{num_tokens / scaling_params:.1f} tokens a parameter (matrices and head: {scaling_params:,})")
+    line("total_flops", f"{num_tokens * flops_per_token:.3g}", "num_tokens * flops_per_token")
+    line("time", _duration(num_tokens / rate), f"at {flops_per_s / 1e9:,.0f} GFLOP/s a process, an estimate until the run has measured it")
+
+    width_scale = (model.n_embd / REFERENCE_WIDTH) ** -0.5
+    rates = (
+        embedding_lr or EMBEDDING_LR * width_scale,
+        unembedding_lr or UNEMBEDDING_LR * width_scale,
+        matrix_lr or MATRIX_LR,
+    )
+    line("embedding_lr", f"{rates[0]:.4g}", "given" if embedding_lr else f"{EMBEDDING_LR} * (n_embd / {REFERENCE_WIDTH})^-0.5 (AdamW)")
+    line("unembedding_lr", f"{rates[1]:.4g}", "given" if unembedding_lr else f"{UNEMBEDDING_LR} * (n_embd / {REFERENCE_WIDTH})^-0.5 (AdamW)")
+    line("matrix_lr", f"{rates[2]:.4g}", "given" if matrix_lr else "Muon's updates have a fixed size, so the rate does not depend on width")
+    decay = 0.0 if weight_decay is None else weight_decay
+    line("weight_decay", f"{decay:g}", "given" if weight_decay is not None else "runs of less than an epoch or two do not need it")
+    line("grad_clip", f"{grad_clip:g}", "global norm over all parameters and ranks; 0 turns it off")
+    warmup = min(0.02, 40 / estimated) if warmup_frac is None else warmup_frac
+    warmdown = 0.5 if warmdown_frac is None else warmdown_frac
+    final = 0.05 if final_lr_frac is None else final_lr_frac
+    line("warmup_frac", f"{warmup:.3g}", "given" if warmup_frac is not None else "2 % of the run, at most 40 steps")
+    line("warmdown_frac", f"{warmdown:g}", "given" if warmdown_frac is not None else "half of the run: long warm-downs win (lab/LOG.md)")
+    line("final_lr_frac", f"{final:g}", "given" if final_lr_frac is not None else "5 % of the rate at the end")
+
+    evals = eval_every if eval_every is not None else max(1, math.ceil(estimated / 10))
+    samples = sample_every if sample_every is not None else max(1, math.ceil(estimated / 4))
+    saves = save_every if save_every is not None else max(1, math.ceil(estimated / 10))
+    checkpoint_bytes = weights_bytes + optimizer_bytes
+    line("eval_every", f"{evals:,} steps" if evals else "off", "ten times a run" if eval_every is None else "given")
+    line("sample_every", f"{samples:,} steps" if samples else "off", "four times a run" if sample_every is None else "given")
+    line("save_every", f"{saves:,} steps" if saves else "only at the end", "ten times a run" if save_every is None else "given")
+    line("memory", f"{train_bytes / 2**20:,.0f} MiB", f"weights, gradients, optimizer {fixed_bytes / 2**20:,.0f} MiB; activations of {micro_rows} rows the rest (estimate)")
+    line("checkpoint", f"{checkpoint_bytes / 2**20:,.0f} MiB", "float32 weights and optimizer state")
+    return Plan(
+        depth=depth, model=model, seq_len=rows_len, total_batch_size=batch, device_batch_size=micro_rows, num_micro_batches=num_micro,
+        horizon=chosen, num_steps=num_steps, estimated_steps=estimated, num_tokens=num_tokens, flops_per_token=flops_per_token,
+        embedding_lr=rates[0], unembedding_lr=rates[1], matrix_lr=rates[2], weight_decay=decay, grad_clip=grad_clip,
+        warmup_frac=warmup, warmdown_frac=warmdown, final_lr_frac=final, momentum_start=0.85, momentum_end=0.95,
+        eval_every=evals, sample_every=samples, save_every=saves, train_bytes=train_bytes, checkpoint_bytes=checkpoint_bytes,
+        lines=tuple(lines),
+    )  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
