@@ -12,7 +12,9 @@ PROBE_SIZE = 512
 PROBE_S = 0.05
 
 
-def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, *, size: int = PROBE_SIZE, seconds: float = PROBE_S) -> float:
+def matmul_flops_per_s(
+    device: torch.device, dtype: torch.dtype, *, size: int = PROBE_SIZE, seconds: float = PROBE_S
+) -> float:
     """Rate of a square ``size`` x ``size`` matmul in FLOP/s: best of the repetitions that fit in ``seconds``."""
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype)

@@ -48,7 +48,9 @@ class Horizon:
     value: float
 
     def describe(self) -> str:
-        unit = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "minutes": "minutes"}.get(self.kind, "tokens a parameter")
+        unit = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "minutes": "minutes"}.get(
+            self.kind, "tokens a parameter"
+        )
         return f"{self.value:,.6g} {unit}"
 
 
@@ -122,7 +124,9 @@ def batch_tokens_for(horizon_tokens: float) -> int:
     return max(2048, 2 ** round(math.log2(ideal)))
 
 
-def horizon_tokens(horizon: Horizon, *, scaling_params: int, flops_per_token: float, tokens_per_s: float, batch_tokens: int | None) -> float:
+def horizon_tokens(
+    horizon: Horizon, *, scaling_params: int, flops_per_token: float, tokens_per_s: float, batch_tokens: int | None
+) -> float:
     """Tokens that a horizon stands for. Steps need the batch; minutes need an (estimated) rate."""
     match horizon.kind:
         case "tokens":
@@ -223,12 +227,24 @@ def make_plan(
 
     line("depth", f"{depth}", "the dial; you chose it")
     vocab = vocab_size or vocab_size_for(depth)
-    line("vocab_size", f"{vocab:,}", "given" if vocab_size else "largest power of two with the head at a quarter of the matmul FLOPs at most")
+    line(
+        "vocab_size",
+        f"{vocab:,}",
+        "given" if vocab_size else "largest power of two with the head at a quarter of the matmul FLOPs at most",
+    )
     rows_len = seq_len or seq_len_for(depth)
-    line("max_seq_len", f"{rows_len:,}", "given" if seq_len else "attention stays a small part of a block's work at this width")
+    line(
+        "max_seq_len",
+        f"{rows_len:,}",
+        "given" if seq_len else "attention stays a small part of a block's work at this width",
+    )
     model = GPTConfig.from_depth(depth, vocab_size=vocab, max_seq_len=rows_len, head_dim=head_dim, n_kv_head=n_kv_head)
     line("n_layer", f"{model.n_layer}", "n_layer = depth")
-    line("n_embd", f"{model.n_embd}", "64 * depth: at a fixed budget an aspect ratio of 64 beat 128 (nanochat dev/LOG.md 2026-01-17)")
+    line(
+        "n_embd",
+        f"{model.n_embd}",
+        "64 * depth: at a fixed budget an aspect ratio of 64 beat 128 (nanochat dev/LOG.md 2026-01-17)",
+    )
     line("n_head", f"{model.n_head} of {model.n_embd // model.n_head}", f"max(1, ceil(n_embd / {head_dim}))")
     line("n_kv_head", f"{model.n_kv_head}", "given" if n_kv_head else "no grouping by default")
 
@@ -236,12 +252,20 @@ def make_plan(
     scaling_params = count.num_scaling_params(model)
     flops_per_token = float(count.flops_per_token(model, rows_len))
     line("parameters", f"{sum(params.values()):,}", ", ".join(f"{name} {n:,}" for name, n in params.items()))
-    line("flops_per_token", f"{flops_per_token:,.0f}", "6 * matmul parameters + 12 * n_layer * n_embd * T (PaLM, arXiv 2204.02311, appendix B)")
+    line(
+        "flops_per_token",
+        f"{flops_per_token:,.0f}",
+        "6 * matmul parameters + 12 * n_layer * n_embd * T (PaLM, arXiv 2204.02311, appendix B)",
+    )
 
     chosen = horizon or Horizon("tokens_per_param", TOKENS_PER_PARAM)
     rate = flops_per_s * world_size / flops_per_token
     asked_tokens = horizon_tokens(
-        chosen, scaling_params=scaling_params, flops_per_token=flops_per_token, tokens_per_s=rate, batch_tokens=total_batch_size
+        chosen,
+        scaling_params=scaling_params,
+        flops_per_token=flops_per_token,
+        tokens_per_s=rate,
+        batch_tokens=total_batch_size,
     )
     batch = total_batch_size or batch_tokens_for(asked_tokens)
     unit = rows_len * world_size
@@ -258,12 +282,20 @@ def make_plan(
     optimizer_bytes = count.optimizer_bytes(model)
     fixed_bytes = 2 * weights_bytes + optimizer_bytes
     row_bytes = count.activation_bytes(
-        model, batch_rows=1, seq_len=rows_len, compute_bytes=compute_bytes, checkpoint_activations=checkpoint_activations
+        model,
+        batch_rows=1,
+        seq_len=rows_len,
+        compute_bytes=compute_bytes,
+        checkpoint_activations=checkpoint_activations,
     )
     if device_batch_size is None:
         fits = rows_per_rank if memory_bytes is None else int((0.8 * memory_bytes - fixed_bytes) // row_bytes)
         micro_rows = largest_dividing(rows_per_rank, fits)
-        why = "the whole step's rows fit: accumulation would only cost time" if micro_rows == rows_per_rank else "the largest that fits into memory"
+        why = (
+            "the whole step's rows fit: accumulation would only cost time"
+            if micro_rows == rows_per_rank
+            else "the largest that fits into memory"
+        )
     else:
         micro_rows = device_batch_size
         why = "given"
@@ -292,7 +324,11 @@ def make_plan(
     if chosen.kind == "minutes":
         num_steps = None
         estimated = max(1, int(asked_tokens / batch))
-        line("num_steps", f"about {estimated:,}", f"{chosen.describe()} at an estimated {rate:,.0f} tokens/s; the clock decides")
+        line(
+            "num_steps",
+            f"about {estimated:,}",
+            f"{chosen.describe()} at an estimated {rate:,.0f} tokens/s; the clock decides",
+        )
     else:
         num_steps = int(chosen.value) if chosen.kind == "steps" else int(asked_tokens / batch)
         if num_steps < 1:
@@ -304,9 +340,17 @@ def make_plan(
         line("num_steps", f"{num_steps:,}", chosen.describe() + ("" if horizon else " (the default)"))
     problems.raise_if_any()
     num_tokens = estimated * batch
-    line("num_tokens", f"{num_tokens:,}", f"{num_tokens / scaling_params:.1f} tokens a parameter (matrices and head: {scaling_params:,})")
+    line(
+        "num_tokens",
+        f"{num_tokens:,}",
+        f"{num_tokens / scaling_params:.1f} tokens a parameter (matrices and head: {scaling_params:,})",
+    )
     line("total_flops", f"{num_tokens * flops_per_token:.3g}", "num_tokens * flops_per_token")
-    line("time", _duration(num_tokens / rate), f"at {flops_per_s / 1e9:,.0f} GFLOP/s a process, an estimate until the run has measured it")
+    line(
+        "time",
+        _duration(num_tokens / rate),
+        f"at {flops_per_s / 1e9:,.0f} GFLOP/s a process, an estimate until the run has measured it",
+    )
 
     width_scale = (model.n_embd / REFERENCE_WIDTH) ** -0.5
     rates = (
@@ -314,17 +358,37 @@ def make_plan(
         unembedding_lr or UNEMBEDDING_LR * width_scale,
         matrix_lr or MATRIX_LR,
     )
-    line("embedding_lr", f"{rates[0]:.4g}", "given" if embedding_lr else f"{EMBEDDING_LR} * (n_embd / {REFERENCE_WIDTH})^-0.5 (AdamW)")
-    line("unembedding_lr", f"{rates[1]:.4g}", "given" if unembedding_lr else f"{UNEMBEDDING_LR} * (n_embd / {REFERENCE_WIDTH})^-0.5 (AdamW)")
-    line("matrix_lr", f"{rates[2]:.4g}", "given" if matrix_lr else "Muon's updates have a fixed size, so the rate does not depend on width")
+    line(
+        "embedding_lr",
+        f"{rates[0]:.4g}",
+        "given" if embedding_lr else f"{EMBEDDING_LR} * (n_embd / {REFERENCE_WIDTH})^-0.5 (AdamW)",
+    )
+    line(
+        "unembedding_lr",
+        f"{rates[1]:.4g}",
+        "given" if unembedding_lr else f"{UNEMBEDDING_LR} * (n_embd / {REFERENCE_WIDTH})^-0.5 (AdamW)",
+    )
+    line(
+        "matrix_lr",
+        f"{rates[2]:.4g}",
+        "given" if matrix_lr else "Muon's updates have a fixed size, so the rate does not depend on width",
+    )
     decay = 0.0 if weight_decay is None else weight_decay
-    line("weight_decay", f"{decay:g}", "given" if weight_decay is not None else "runs of less than an epoch or two do not need it")
+    line(
+        "weight_decay",
+        f"{decay:g}",
+        "given" if weight_decay is not None else "runs of less than an epoch or two do not need it",
+    )
     line("grad_clip", f"{grad_clip:g}", "global norm over all parameters and ranks; 0 turns it off")
     warmup = min(0.02, 40 / estimated) if warmup_frac is None else warmup_frac
     warmdown = 0.5 if warmdown_frac is None else warmdown_frac
     final = 0.05 if final_lr_frac is None else final_lr_frac
     line("warmup_frac", f"{warmup:.3g}", "given" if warmup_frac is not None else "2 % of the run, at most 40 steps")
-    line("warmdown_frac", f"{warmdown:g}", "given" if warmdown_frac is not None else "half of the run: long warm-downs win (lab/LOG.md)")
+    line(
+        "warmdown_frac",
+        f"{warmdown:g}",
+        "given" if warmdown_frac is not None else "half of the run: long warm-downs win (lab/LOG.md)",
+    )
     line("final_lr_frac", f"{final:g}", "given" if final_lr_frac is not None else "5 % of the rate at the end")
 
     evals = eval_every if eval_every is not None else max(1, math.ceil(estimated / 10))
@@ -332,9 +396,21 @@ def make_plan(
     saves = save_every if save_every is not None else max(1, math.ceil(estimated / 10))
     checkpoint_bytes = weights_bytes + optimizer_bytes
     line("eval_every", f"{evals:,} steps" if evals else "off", "ten times a run" if eval_every is None else "given")
-    line("sample_every", f"{samples:,} steps" if samples else "off", "four times a run" if sample_every is None else "given")
-    line("save_every", f"{saves:,} steps" if saves else "only at the end", "ten times a run" if save_every is None else "given")
-    line("memory", f"{train_bytes / 2**20:,.0f} MiB", f"weights, gradients, optimizer {fixed_bytes / 2**20:,.0f} MiB; activations of {micro_rows} rows the rest (estimate)")
+    line(
+        "sample_every",
+        f"{samples:,} steps" if samples else "off",
+        "four times a run" if sample_every is None else "given",
+    )
+    line(
+        "save_every",
+        f"{saves:,} steps" if saves else "only at the end",
+        "ten times a run" if save_every is None else "given",
+    )
+    line(
+        "memory",
+        f"{train_bytes / 2**20:,.0f} MiB",
+        f"weights, gradients, optimizer {fixed_bytes / 2**20:,.0f} MiB; activations of {micro_rows} rows the rest (estimate)",
+    )
     line("checkpoint", f"{checkpoint_bytes / 2**20:,.0f} MiB", "float32 weights and optimizer state")
     return Plan(
         depth=depth, model=model, seq_len=rows_len, total_batch_size=batch, device_batch_size=micro_rows, num_micro_batches=num_micro,

@@ -1,0 +1,34 @@
+"""`firstlight quickstart`: the main job, on text that every install carries."""
+
+from __future__ import annotations
+
+
+def quickstart(*, minutes: float = 4.5, run: str | None = None, resume: bool = False) -> None:
+    """Train a small language model on the built-in text: tokenizer, training, bits per byte, samples, report.
+
+    The text is the English documentation that Python and the installed libraries carry (about 15 MB), so nothing is
+    downloaded. The size of the model follows from how fast this machine is.
+
+    Examples
+    --------
+    ::
+
+        firstlight quickstart
+        firstlight quickstart --minutes 15 --run longer
+
+    Parameters
+    ----------
+    minutes
+        Wall-clock minutes from launch to the final score.
+    run
+        Name of the run (its folder is runs/NAME). [quickstart, quickstart-2, ...]
+    resume
+        Continue the run of that name.
+    """
+    from firstlight.recipes import base, record
+    from firstlight.recipes.settings import BaseSettings
+    from firstlight.runtime import environment
+
+    name = run or record.free_name(environment.runs_dir(), "quickstart")
+    settings = BaseSettings(run=name, resume=resume, data="builtin", minutes=minutes)
+    base.train_base(settings, given=frozenset({"run", "resume", "data", "minutes"}))

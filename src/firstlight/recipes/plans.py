@@ -1,0 +1,71 @@
+"""Settings and a machine -> a plan."""
+
+from __future__ import annotations
+
+from firstlight.errors import Problems
+from firstlight.recipes.settings import HORIZONS, BaseSettings, flag
+from firstlight.runtime import environment, precision
+from firstlight.runtime.context import Runtime
+from firstlight.train.plan import Horizon, Plan, make_plan
+
+# Share of the measured matmul rate that a whole training step reaches; only estimates printed before the run rest on it.
+EXPECTED_MFU = 0.4
+
+
+def horizon_of(settings: BaseSettings) -> Horizon | None:
+    """The one horizon that is set, or None. Raises ConfigError for two or more, naming them."""
+    chosen = {name: getattr(settings, name) for name in HORIZONS if getattr(settings, name) is not None}
+    problems = Problems()
+    if len(chosen) > 1:
+        problems.add(
+            f"{len(chosen)} horizons are given: " + ", ".join(f"{flag(n)} {v:g}" for n, v in chosen.items()),
+            hint="a run has exactly one: leave the others away",
+        )
+    problems.raise_if_any()
+    for name, value in chosen.items():
+        return Horizon(HORIZONS[name], value)  # pyrefly: ignore[bad-argument-type]
+    return None
+
+
+def device_memory_bytes(runtime: Runtime) -> int | None:
+    """Memory of one device, or this process's share of the machine's memory on a CPU; None where it is not known."""
+    if runtime.device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(runtime.device).total_memory
+    total = environment.total_memory_bytes()
+    return total // runtime.world_size if total else None
+
+
+def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: int | None = None) -> Plan:
+    """Plan of a run on this machine. Measures the matmul rate for some 50 ms, for the estimates.
+
+    Raises ConfigError that names every mistake.
+    """
+    rate = EXPECTED_MFU * precision.matmul_flops_per_s(runtime.device, runtime.compute_dtype)
+    return make_plan(
+        settings.depth,
+        horizon=horizon_of(settings),
+        vocab_size=settings.vocab_size,
+        seq_len=settings.max_seq_len,
+        head_dim=settings.head_dim,
+        n_kv_head=settings.n_kv_head,
+        device_batch_size=settings.device_batch_size,
+        total_batch_size=settings.total_batch_size,
+        embedding_lr=settings.embedding_lr,
+        unembedding_lr=settings.unembedding_lr,
+        matrix_lr=settings.matrix_lr,
+        weight_decay=settings.weight_decay,
+        grad_clip=settings.grad_clip,
+        warmup_frac=settings.warmup_frac,
+        warmdown_frac=settings.warmdown_frac,
+        final_lr_frac=settings.final_lr_frac,
+        eval_every=settings.eval_every,
+        sample_every=settings.sample_every,
+        save_every=settings.save_every,
+        world_size=world_size or runtime.world_size,
+        flops_per_s=rate,
+        memory_bytes=device_memory_bytes(runtime),
+        compute_bytes=runtime.compute_dtype.itemsize,
+        checkpoint_activations=settings.activation_checkpointing,
+    )
