@@ -1,7 +1,7 @@
 """Byte-level BPE: text to ids and back.
 
-A text is cut into pieces by a regular expression, and each piece's UTF-8 bytes are merged pair by pair, the pair with the
-lowest rank first (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in GPT-2). All 256 bytes are in the vocabulary,
+A text is cut into pieces by a regular expression, and each piece's UTF-8 bytes are merged pair by pair, the pair with
+the lowest rank first (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in GPT-2). All 256 bytes are in the vocabulary,
 so every text has ids and there is no "unknown" token. ``tiktoken`` does the merging, ``rustbpe`` finds the ranks.
 """
 
@@ -23,9 +23,10 @@ from firstlight.errors import ConfigError, DataError
 from firstlight.tokens import tokenizer_file
 from firstlight.tokens.special import BOS, SPECIAL_TOKENS, special_ids
 
-# The pattern of GPT-4's tokenizer, but digits in groups of 1 to 2 instead of 1 to 3: nanochat's log of 2026-01-13 measured
-# 0.969 / 0.965 / 0.972 bits per byte for groups of at most 1 / 2 / 3 with a vocabulary of 32k.
-# Pieces: 's 't 'll ...; a word with one leading space or mark; 1-2 digits; marks; line ends; spaces before a word's own space.
+# The pattern of GPT-4's tokenizer, but digits in groups of 1 to 2 instead of 1 to 3: nanochat's log of 2026-01-13
+# measured 0.969 / 0.965 / 0.972 bits per byte for groups of at most 1 / 2 / 3 with a vocabulary of 32k.
+# In order: 's 't 'll ...; a word with one leading space or mark; 1-2 digits; marks with the line ends after them;
+# blanks up to a line end; blanks up to the one that belongs to the next word; other blanks.
 SPLIT_PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"""
 )
@@ -40,10 +41,10 @@ _LONG_BLANKS = re.compile(rf"(?<![{_BLANKS}])[{_BLANKS}]{{{LONG_BLANK_RUN},}}")
 def cut_long_blanks(text: str) -> Iterator[tuple[str, bool]]:
     """Cut around very long runs of blanks: parts of the text in order, and whether each is such a run.
 
-    Parts encode exactly as the whole text does under SPLIT_PATTERN, because the cuts are where the pattern always cuts. It
-    makes one piece of a run of blanks up to, but without, the last blank before a visible character (that blank leads the next
-    piece), or of the whole run at the end of the text. A run that ends in a line end is left alone: there it is one piece with
-    what is around it, and needs no stack.
+    Parts encode exactly as the whole text does under SPLIT_PATTERN, because the cuts are where the pattern always cuts.
+    It makes one piece of a run of blanks up to, but without, the last blank before a visible character (that blank leads
+    the next piece), or of the whole run at the end of the text. A run that ends in a line end is left alone: there it is
+    one piece with what is around it, and needs no stack.
 
     >>> [part for part, _ in cut_long_blanks("short texts are one part")]
     ['short texts are one part']
@@ -69,7 +70,7 @@ def cut_long_blanks(text: str) -> Iterator[tuple[str, bool]]:
 def check_unicode(text: str) -> None:
     """Raise DataError where a string is not Unicode text (a lone surrogate), naming where.
 
-    Such strings come from careless JSON escapes. They have no UTF-8 bytes, so they cannot be encoded and given back unchanged.
+    Such strings come from careless JSON escapes. They have no UTF-8 bytes, so no ids could give them back unchanged.
     """
     try:
         text.encode()
@@ -93,7 +94,7 @@ def make_encoding(ranks: dict[bytes, int], pattern: str, special: dict[str, int]
 
 
 def content_hash(tokens: Sequence[bytes], pattern: str, special: dict[str, int]) -> str:
-    """SHA-256 (hex) of what decides the ids: ranks, pattern, special tokens. Each part is preceded by its length (8 bytes)."""
+    """SHA-256 (hex) of what decides the ids: ranks, pattern, special tokens; 8 bytes of length go before each part."""
     digest = hashlib.sha256(b"firstlight-bpe")
     names = [name.encode() for name, _ in sorted(special.items(), key=lambda item: item[1])]
     for part in (pattern.encode(), len(names).to_bytes(8, "little"), *names, *tokens):
@@ -148,7 +149,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a ``tokenizer.json`` (or the one inside a directory); raises DataError where it is missing, not one, or damaged."""
+        """Read a ``tokenizer.json``, or the one in a directory.
+
+        Raises DataError where it is missing, something else, of another version, or damaged (every field is checked).
+        """
         path = tokenizer_file.find(Path(path))
         fields = tokenizer_file.read(path)
         try:
@@ -161,7 +165,7 @@ class Tokenizer:
             raise DataError(
                 f"{path} is damaged: its content hash says {fields.content_hash[:16]}..., "
                 f"its content hashes to {tokenizer.content_hash[:16]}...",
-                hint="a model is tied to the exact tokenizer of its training: restore the file from a copy, or train anew",
+                hint="a model is tied to the exact tokenizer of its training: restore the file, or train anew",
             )
         return tokenizer
 
@@ -207,8 +211,8 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """Number of raw bytes of each id: int64, shape (vocab_size,); 0 for special tokens.
 
-        Counted on the bytes, never on a decoded string: the id of byte 0x80 alone has 1 byte, though it decodes to U+FFFD,
-        which has 3. So the sum over a text's ids is its length in UTF-8.
+        Counted on the bytes, never on a decoded string: the id of byte 0x80 alone has 1 byte, though it decodes to
+        U+FFFD, which has 3. So the sum over a text's ids is its length in UTF-8.
         """
         lengths = np.array([len(token) for token in self._bytes_of], dtype=np.int64)
         lengths[len(self._ranks) :] = 0
@@ -267,8 +271,8 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Learn a vocabulary: merge the most frequent pair (ties: the lowest ids) until ``vocab_size`` ids exist.
 
-    vocab_size: number of ids, special tokens included. max_bytes: read at most this many UTF-8 bytes of text (the text that
-    crosses the limit is cut there); None reads up to MAX_TRAIN_BYTES. facts: added to the tokenizer's facts.
+    vocab_size: number of ids, special tokens included. max_bytes: read at most this many UTF-8 bytes of text (the text
+    that crosses the limit is cut there); None reads up to MAX_TRAIN_BYTES. facts: added to the tokenizer's facts.
     The same texts give the same tokenizer, in any order and on any number of threads.
 
     Raises ConfigError for sizes that cannot work, DataError where the texts are empty, not Unicode, or too few for the
@@ -277,7 +281,7 @@ def train_tokenizer(
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocab_size <= smallest:
         raise ConfigError(
-            f"--vocab-size {vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special tokens take {smallest} ids",
+            f"--vocab-size {vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special tokens take {smallest}",
             hint=f"the smallest is {smallest + 1}; 4096 to 65536 is usual",
         )
     limit = MAX_TRAIN_BYTES if max_bytes is None else max_bytes
@@ -288,7 +292,8 @@ def train_tokenizer(
         )
     make_encoding({bytes([b]): b for b in range(256)}, pattern, {})  # a bad pattern fails before the texts are read
     reader = _TrainReader(texts, limit)
-    trainer = rustbpe.Tokenizer()
+    # A Rust class, without type stubs.
+    trainer = rustbpe.Tokenizer()  # pyrefly: ignore[missing-attribute]
     try:
         trainer.train_from_iterator(iter(reader), vocab_size - len(SPECIAL_TOKENS), _TRAIN_BUFFER, pattern)
     except BaseException as error:

@@ -10,9 +10,9 @@ from firstlight.tokens.bpe import Tokenizer
 class StreamDecoder:
     """Text of ids as they come. Bytes wait until their character is whole.
 
-    A character of four bytes (most emoji) may be up to four ids; `push` returns "" for the first ones and the character with
-    the last. Bytes that can no longer become a character come out as U+FFFD. All pushes and the flush, joined, are what
-    `Tokenizer.decode` gives for all ids at once.
+    A character of four bytes (most emoji) may be up to four ids; `push` returns "" for the first ones and the character
+    with the last. Bytes that can no longer become a character come out as U+FFFD. All pushes and the flush, joined, are
+    what `Tokenizer.decode` gives for all ids at once.
 
     >>> decoder = StreamDecoder(Tokenizer([bytes([b]) for b in range(256)]))
     >>> [decoder.push(i) for i in "né".encode()], decoder.flush()

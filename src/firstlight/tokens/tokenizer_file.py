@@ -1,7 +1,7 @@
 r"""The file ``tokenizer.json``: JSON that a person can read and compare, one id per line. Never a pickle.
 
-Ids are written as their text; bytes that are not UTF-8 text, or that one cannot see, as ``\xNN``, and a backslash as ``\\``
-(JSON doubles each backslash once more):
+Ids are written as their text; bytes that are not UTF-8 text, or that one cannot see, as ``\xNN``, and a backslash as
+``\\`` (JSON doubles each backslash once more):
 
     {
       "format": "firstlight-bpe",
@@ -90,7 +90,7 @@ def find(path: Path) -> Path:
 
 
 def write(path: Path, fields: Fields) -> None:
-    """Write the file whole: temporary name in the same directory, flushed to disk, renamed. Raises DataError where it cannot."""
+    """Write the file whole: temporary name in the same directory, flushed, renamed; raises DataError where it cannot."""
     head = {
         "format": FORMAT,
         "version": VERSION,
