@@ -1,0 +1,354 @@
+"""The text that every install carries: English documentation from Python's own library and from what it needs to run.
+
+Read are the reference topics of ``pydoc`` and the docstrings of the standard library and of the packages in PACKAGES.
+Files are parsed, never imported. Docstrings are cleaned into prose (``prose.py``), near copies are left out, and the
+rest is shuffled by a fixed seed into a few Parquet files in the cache. The same versions give the same files.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import random
+import shutil
+import sysconfig
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from firstlight.data.sources import prose
+from firstlight.data.sources.base import Progress, Source, SourceShard
+from firstlight.errors import DataError
+from firstlight.runtime import environment
+
+FORMAT_VERSION = 1
+"""Raise when the same versions of Python and packages should give other files."""
+# Import name -> distribution. Only what firstlight needs in every install, so that extras do not change the corpus.
+PACKAGES = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "sympy": "sympy",
+    "networkx": "networkx",
+    "mpmath": "mpmath",
+    "pyarrow": "pyarrow",
+    "huggingface_hub": "huggingface_hub",
+    "cyclopts": "cyclopts",
+    "rich": "rich",
+    "fsspec": "fsspec",
+    "jinja2": "jinja2",
+}
+SKIPPED_FOLDERS = frozenset(
+    [
+        "test",
+        "tests",
+        "testing",
+        "idle_test",
+        "turtledemo",
+        "_vendor",
+        "vendor",
+        "third_party",
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+    ]
+)
+NUM_SHARDS = 6
+SHUFFLE_SEED = 20251125
+FILES_AT_ONCE = 64
+MIN_TEXT_BYTES = 400_000
+MANIFEST = "manifest.json"
+# A paragraph at least this long that was seen before counts as a copy; a document with this share of copies is left out.
+COPY_MIN_CHARS = 80
+COPY_MAX_FRAC = 0.6
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package whose docstrings are read. files: all its Python files, in a fixed order."""
+
+    name: str
+    version: str
+    root: Path
+    files: tuple[Path, ...]
+
+
+def open_builtin(*, cache_dir: Path, progress: Progress | None = None) -> Source:
+    """Source of the built-in corpus; makes it first where the cache has none for these versions (about 10 s).
+
+    Raises DataError where too little text is found (an install without sources), or the cache cannot be written.
+    """
+    versions = _versions()
+    key = hashlib.sha256(json.dumps([FORMAT_VERSION, versions], sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_dir / f"builtin-{key}"
+    if (manifest := _whole_manifest(folder)) is None:
+        from filelock import FileLock
+
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            # One of several processes builds, the others wait. Where a file system ignores locks, each builds its own
+            # and the renaming below lets one of them win.
+            with FileLock(cache_dir / f"builtin-{key}.lock"):
+                if _whole_manifest(folder) is None:
+                    _build(folder, versions, progress)
+        except OSError as error:
+            raise DataError(
+                f"the built-in corpus cannot be written to {cache_dir}: {error.strerror or error}",
+                hint="set FIRSTLIGHT_CACHE to a folder with 50 MB of space",
+            ) from error
+        manifest = _whole_manifest(folder)
+        if manifest is None:
+            raise DataError(
+                f"the built-in corpus in {folder} is damaged again after it was made", hint="check the disk"
+            )
+    shards = tuple(
+        SourceShard(each["name"], folder / each["name"], each["num_bytes"], sha256=each["sha256"])
+        for each in manifest["shards"]
+    )
+    return Source("builtin", shards, facts={"content_sha256": manifest["content_sha256"], **versions})
+
+
+def read_manifest(source: Source) -> dict:
+    """What was read, kept and left out when the built-in corpus was made."""
+    path = source.shards[0].path
+    assert path is not None
+    return json.loads((path.parent / MANIFEST).read_text())
+
+
+def _versions() -> dict[str, str]:
+    """Versions that decide the corpus. Packages that are not installed are not in it."""
+    found = {"python": platform.python_version()}
+    for name, distribution in PACKAGES.items():
+        try:
+            found[name] = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _whole_manifest(folder: Path) -> dict | None:
+    """The manifest of a corpus whose files are all there, whole and unchanged; else None."""
+    from firstlight.data.store import hash_file
+
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["format_version"] != FORMAT_VERSION:
+            return None
+        for each in manifest["shards"]:
+            if hash_file(folder / each["name"]) != each["sha256"]:
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest
+
+
+# Finding and reading
+
+
+def find_packages(versions: dict[str, str]) -> list[Package]:
+    """The standard library and those of PACKAGES that are here, with their files; nothing is imported."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    packages = [Package("stdlib", versions["python"], stdlib, _python_files(stdlib))]
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name) if name in versions else None
+        if spec is None or not spec.submodule_search_locations:
+            continue
+        root = Path(next(iter(spec.submodule_search_locations)))
+        packages.append(Package(name, versions[name], root, _python_files(root)))
+    return packages
+
+
+def _python_files(root: Path) -> tuple[Path, ...]:
+    relative = (path.relative_to(root) for path in root.rglob("*.py"))
+    kept = [path for path in relative if not SKIPPED_FOLDERS & set(path.parts[:-1])]
+    return tuple(root / path for path in sorted(kept, key=lambda path: path.as_posix()))
+
+
+def topics(path: Path) -> list[str]:
+    """The texts of pydoc's reference topics, by title: the longest strings of its one dictionary, read without running it.
+
+    The file is a module with ``topics = {title: text, ...}``; some Pythons give the texts as joined or dedented literals,
+    which the parser has joined already.
+    """
+    tree = ast.parse(path.read_bytes())
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                text = next((n.value for n in ast.walk(value) if _is_text(n)), None)
+                if isinstance(key, ast.Constant) and text is not None:
+                    found[str(key.value)] = text
+    return [found[title] for title in sorted(found)]
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def docstrings(source: bytes) -> Iterator[str]:
+    """Docstrings of a module, its classes and functions, in the order of the text, dedented.
+
+    Raises SyntaxError or ValueError where the module does not parse.
+    """
+    with warnings.catch_warnings():
+        # Invalid escapes in other people's strings are not our user's business.
+        warnings.simplefilter("ignore")
+        tree = ast.parse(source)
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield text
+        # Definitions sit in bodies of statements; expressions, most of a tree, have none.
+        for name in ("finalbody", "orelse", "handlers", "cases", "body"):
+            children = getattr(node, name, None)
+            if isinstance(children, list):
+                todo.extend(reversed(children))
+
+
+def read_files(paths: list[Path]) -> tuple[list[str], Counter[str]]:
+    """Prose of the docstrings of some files, and counts of what was left out. Run in worker processes."""
+    texts: list[str] = []
+    counts: Counter[str] = Counter(files=len(paths))
+    for path in paths:
+        try:
+            found = [text for text in docstrings(path.read_bytes()) if len(text) >= prose.MIN_CHARS]
+        except (SyntaxError, ValueError, OSError, RecursionError):
+            counts["files_not_parsed"] += 1
+            continue
+        for text in found:
+            counts["docstrings"] += 1
+            cleaned = prose.clean(text)
+            if prose.is_prose(cleaned):
+                texts.append(cleaned)
+            else:
+                counts["left_out_not_prose"] += 1
+    return texts, counts
+
+
+def _read_all(packages: list[Package], progress: Progress | None) -> tuple[list[str], Counter[str]]:
+    """Prose of all packages in a fixed order. Two processes share the work where there are two CPUs."""
+    files = [path for package in packages for path in package.files]
+    parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
+    texts: list[str] = []
+    counts: Counter[str] = Counter()
+    # A daemonic process may not start others; it reads alone.
+    alone = environment.num_usable_cpus() < 2 or multiprocessing.current_process().daemon
+    # Not forked: this process may hold threads (of torch, of Arrow), which a fork would cut off in mid-work.
+    pool = None if alone else ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        done = 0
+        for found, more in map(read_files, parts) if pool is None else pool.map(read_files, parts):
+            texts += found
+            counts += more
+            done += more["files"]
+            if progress is not None:
+                progress("reading the documentation of Python and its packages", done, len(files))
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+    return texts, counts
+
+
+def without_copies(texts: Iterable[str]) -> tuple[list[str], Counter[str]]:
+    """Drop texts that were seen before (but for white space), and those that mostly repeat paragraphs seen before."""
+    seen: set[bytes] = set()
+    seen_paragraphs: set[bytes] = set()
+    kept: list[str] = []
+    counts: Counter[str] = Counter()
+
+    def digest(text: str) -> bytes:
+        return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+
+    for text in texts:
+        if (whole := digest(text)) in seen:
+            counts["left_out_same_text"] += 1
+            continue
+        seen.add(whole)
+        paragraphs = {digest(part): len(part) for part in text.split("\n\n") if len(part) >= COPY_MIN_CHARS}
+        copied = sum(length for key, length in paragraphs.items() if key in seen_paragraphs)
+        if copied > COPY_MAX_FRAC * len(text):
+            counts["left_out_near_copy"] += 1
+            continue
+        seen_paragraphs.update(paragraphs)
+        kept.append(text)
+    return kept, counts
+
+
+# Writing
+
+
+def _build(folder: Path, versions: dict[str, str], progress: Progress | None) -> None:
+    packages = find_packages(versions)
+    texts, counts = _read_all(packages, progress)
+    pydoc = importlib.util.find_spec("pydoc_data")
+    locations = list(pydoc.submodule_search_locations or ()) if pydoc else []
+    topic_files = [path for each in locations if (path := Path(each, "topics.py")).is_file()]
+    topic_texts = [prose.clean(text) for path in topic_files for text in topics(path)]
+    # Longest first: the long topics contain many of the short ones.
+    topic_texts = sorted(filter(prose.is_prose, topic_texts), key=lambda text: (-len(text), text))
+    counts["topics"] = len(topic_texts)
+    texts, copies = without_copies([*topic_texts, *texts])
+    counts += copies
+    random.Random(SHUFFLE_SEED).shuffle(texts)
+    num_bytes = sum(len(text.encode(errors="replace")) for text in texts)
+    if num_bytes < MIN_TEXT_BYTES:
+        raise DataError(
+            f"the built-in corpus has only {num_bytes:,} bytes: the sources of Python's library were not found in "
+            f"{packages[0].root}",
+            hint="train on your own text with --data DIRECTORY",
+        )
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
+    try:
+        shards = _write_shards(texts, temporary)
+        content = hashlib.sha256()
+        for text in texts:
+            content.update(hashlib.sha256(text.encode()).digest())
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "versions": versions,
+            "documents": len(texts),
+            "text_bytes": num_bytes,
+            "content_sha256": content.hexdigest(),
+            "counts": dict(sorted(counts.items())),
+            "shards": shards,
+        }
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        _put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_shards(texts: list[str], folder: Path) -> list[dict]:
+    from firstlight.data.sources.writing import write_parquet
+
+    shards = []
+    for i in range(NUM_SHARDS):
+        part = texts[len(texts) * i // NUM_SHARDS : len(texts) * (i + 1) // NUM_SHARDS]
+        shards.append(write_parquet(folder / f"builtin_{i:05d}.parquet", part))
+    return shards
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename; where a damaged corpus is in the way, move it aside; where another process was first, use its work."""
+    if folder.exists() and _whole_manifest(folder) is None:
+        aside = folder.with_name(f".{folder.name}.damaged.{uuid.uuid4().hex[:8]}")
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if _whole_manifest(folder) is None:
+            raise
