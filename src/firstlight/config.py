@@ -126,7 +126,7 @@ def _make(cls: Any, values: Mapping[str, Any], where: str, prefix: str, problems
         return None
     for key in values:
         if key not in fields:
-            near = did_you_mean(str(key), fields)
+            near = did_you_mean(key, fields)
             problems.add(f"unknown key '{prefix}{key}' in {where}", hint=near or f"known keys: {', '.join(fields)}")
     arguments: dict[str, Any] = {}
     before = len(problems)
