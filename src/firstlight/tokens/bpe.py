@@ -261,6 +261,21 @@ MAX_TRAIN_BYTES = 2**31 - 1
 _TRAIN_BUFFER = 512
 
 
+def check_train_limits(*, vocab_size: int, max_bytes: int | None) -> None:
+    """Raise ConfigError for a vocabulary or a cap that cannot work, before any text is read."""
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if vocab_size <= smallest:
+        raise ConfigError(
+            f"--vocab-size {vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special tokens take {smallest}",
+            hint=f"the smallest is {smallest + 1}; 4096 to 65536 is usual",
+        )
+    if max_bytes is not None and not 0 < max_bytes <= MAX_TRAIN_BYTES:
+        raise ConfigError(
+            f"--max-bytes {max_bytes} is out of range: the trainer's counts hold up to {MAX_TRAIN_BYTES} bytes of text",
+            hint="a vocabulary of 32768 needs no more than some hundred million bytes",
+        )
+
+
 def train_tokenizer(
     texts: Iterable[str],
     *,
@@ -278,18 +293,8 @@ def train_tokenizer(
     Raises ConfigError for sizes that cannot work, DataError where the texts are empty, not Unicode, or too few for the
     vocabulary (naming the largest that they can give).
     """
-    smallest = 256 + len(SPECIAL_TOKENS)
-    if vocab_size <= smallest:
-        raise ConfigError(
-            f"--vocab-size {vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special tokens take {smallest}",
-            hint=f"the smallest is {smallest + 1}; 4096 to 65536 is usual",
-        )
+    check_train_limits(vocab_size=vocab_size, max_bytes=max_bytes)
     limit = MAX_TRAIN_BYTES if max_bytes is None else max_bytes
-    if not 0 < limit <= MAX_TRAIN_BYTES:
-        raise ConfigError(
-            f"--max-bytes {max_bytes} is out of range: the trainer's counts hold up to {MAX_TRAIN_BYTES} bytes of text",
-            hint="a vocabulary of 32768 needs no more than some hundred million bytes",
-        )
     make_encoding({bytes([b]): b for b in range(256)}, pattern, {})  # a bad pattern fails before the texts are read
     reader = _TrainReader(texts, limit)
     # A Rust class, without type stubs.
