@@ -197,7 +197,7 @@ def _without_sections(lines: list[str]) -> list[str]:
         for i in range(len(lines) - 1)
         if lines[i].strip() and _UNDERLINE.fullmatch(lines[i + 1].strip()) and len(lines[i].strip()) < 80
     ]
-    sections = [(None, lines[: headings[0]] if headings else lines)]
+    sections: list[tuple[str | None, list[str]]] = [(None, lines[: headings[0]] if headings else lines)]
     for at, after in zip(headings, [*headings[1:], len(lines)], strict=False):
         sections.append((lines[at], lines[at + 2 : after]))
     kept: list[str] = []

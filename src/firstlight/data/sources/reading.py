@@ -227,7 +227,8 @@ def _read_jsonl(path: Path, name: str, counts: ReadCounts) -> Iterator[tuple[int
 def _json_kind(value: object) -> str:
     if isinstance(value, bool):
         return "boolean"
-    return {dict: "object", list: "array", str: "string", int: "number", float: "number"}.get(type(value), "null")
+    kinds = ((dict, "object"), (list, "array"), (str, "string"), ((int, float), "number"))
+    return next((word for kind, word in kinds if isinstance(value, kind)), "null")
 
 
 def _read_txt(path: Path, name: str, counts: ReadCounts) -> Iterator[tuple[int, str | None]]:
