@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -113,7 +114,7 @@ def test_parts_built_by_a_scheduler_make_the_same_store(three_files, byte_tokeni
 
 def test_shard_ranges_cover_each_shard_once():
     parts = [parse_shard_range(f"{i}/4", 10) for i in range(4)]
-    assert sorted(sum(parts, [])) == list(range(10))
+    assert sorted(itertools.chain.from_iterable(parts)) == list(range(10))
     for wrong in ("4/4", "1", "x/2", "-1/2", "0/0"):
         with pytest.raises(ConfigError, match="not a part of the build"):
             parse_shard_range(wrong, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_bestfit_rows_and_pieces_begin_with_bos(lengths, row_len, seed):
     packed = pack_bestfit(np.array(lengths, dtype=np.int64), row_len=row_len, seed=seed)
     for row in spelled(packed):
         assert row[0][1] == -1
-        for before, place in zip(row, row[1:], strict=False):
+        for before, place in itertools.pairwise(row):
             # Inside a row, ids of one document follow each other; anything else has a BOS in front.
             assert place[1] == -1 or place[0] == before[0]
             assert place[1] <= 0 or before[1] in (place[1] - 1, -1)
@@ -68,7 +69,7 @@ def test_stream_rows_joined_are_the_documents_in_one_line(lengths, row_len, seed
     packed = pack_stream(np.array(lengths, dtype=np.int64), row_len=row_len, seed=seed)
     rows = spelled(packed)
     line = [place for i, row in enumerate(rows) for place in (row if i == 0 else row[1:])]
-    assert all(a[-1] == b[0] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a[-1] == b[0] for a, b in itertools.pairwise(rows))
     order = list(dict.fromkeys(doc for doc, _ in line))
     assert line == [(doc, k) for doc in order for k in range(-1, lengths[doc])]
     assert sorted(order) == [doc for doc, n in enumerate(lengths) if n]

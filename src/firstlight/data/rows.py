@@ -92,7 +92,8 @@ class ShardRows:
 
     def documents(self, rows: np.ndarray) -> list[str]:
         """Names of the documents with ids in these rows, in order, each once: ``"shard_00003.parquet:117"``."""
-        docs = [segment.doc for row in self.order[rows].tolist() for segment in self.packed.row(row)]
+        segments = (segment for row in self.order[rows].tolist() for segment in self.packed.row(row))
+        docs = [doc for doc, start, stop, _ in segments if start < stop]
         return [self.shard.source_row(int(self.docs[doc])) for doc in dict.fromkeys(docs)]
 
 

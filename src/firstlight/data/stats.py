@@ -106,10 +106,11 @@ def packing_stats(packed: list[PackedRows]) -> dict[str, Any]:
 
 
 def _length_stats(lengths: np.ndarray) -> dict[str, float | None]:
-    if len(lengths) == 0:
-        return {"mean": None} | {f"p{p}": None for p in PERCENTILES}
-    values = np.percentile(lengths, PERCENTILES)
-    return {"mean": float(lengths.mean())} | {f"p{p}": float(v) for p, v in zip(PERCENTILES, values, strict=True)}
+    stats: dict[str, float | None] = dict.fromkeys(["mean", *(f"p{p}" for p in PERCENTILES)])
+    if len(lengths):
+        stats["mean"] = float(lengths.mean())
+        stats.update({f"p{p}": float(np.percentile(lengths, p)) for p in PERCENTILES})
+    return stats
 
 
 def _side_stats(picked: list[tuple[StoredShard, np.ndarray]]) -> dict[str, int]:
