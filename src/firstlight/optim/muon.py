@@ -1,0 +1,141 @@
+"""Muon: momentum, then every matrix's update replaced by the nearest orthogonal matrix.
+
+Shapes: K matrices of one shape in a stack, M rows (outputs), N columns (inputs).
+
+Sources: Muon, https://kellerjordan.github.io/posts/muon/ . Polar Express, arXiv 2505.16932. NorMuon, arXiv 2510.05491.
+Cautious weight decay, arXiv 2510.12402.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+Coefficients = tuple[tuple[float, float, float], ...]
+
+# The polynomials of Algorithm 1 in arXiv 2505.16932 for singular values in [1e-3, 1]: each is the best quintic for the
+# interval that the previous one leaves. `tests/optim/test_muon.py` recomputes them.
+POLAR_EXPRESS: Coefficients = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+# Muon's first polynomial, the same at every iteration (torch.optim.Muon's default).
+CLASSIC_QUINTIC: Coefficients = ((3.4445, -4.7750, 2.0315),) * 5
+
+# Rounding in bfloat16 can push a singular value above the end of its interval, where the polynomials explode; the paper
+# shrinks the argument of all but the last one by this factor.
+SAFETY_FACTOR = 1.01
+TINY = 1e-7
+
+
+@lru_cache
+def safe_coefficients(coefficients: Coefficients) -> Coefficients:
+    """The polynomials with their argument divided by SAFETY_FACTOR, all but the last."""
+    s = SAFETY_FACTOR
+    return tuple((a / s, b / s**3, c / s**5) for a, b, c in coefficients[:-1]) + coefficients[-1:]
+
+
+def orthogonalize(
+    updates_KMN: torch.Tensor,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    coefficients: Coefficients = POLAR_EXPRESS,
+    safety: bool = True,
+) -> torch.Tensor:
+    """Nearly orthogonal matrices with the singular vectors of ``updates_KMN``: U S V^T becomes about U V^T.
+
+    dtype: of the matrix products and of the result. bfloat16 where the hardware multiplies it fast: the polynomials damp
+    their own rounding errors. A zero matrix stays zero.
+
+    With Polar Express every singular value above 1e-3 of the matrix's Frobenius norm ends within about 3 % of 1 in
+    float32; smaller ones are raised by at most a factor of about 1000.
+    """
+    norms_K11 = torch.linalg.matrix_norm(updates_KMN, keepdim=True)
+    if safety:
+        coefficients = safe_coefficients(coefficients)
+        norms_K11 = norms_K11 * SAFETY_FACTOR
+    X = (updates_KMN / norms_K11.clamp_min(TINY**3)).to(dtype)
+    tall = X.size(-2) > X.size(-1)
+    if tall:
+        # The Gram matrix below is then the smaller of the two. A copy: strided bfloat16 products are slow on CPUs.
+        X = X.mT.contiguous()
+    for a, b, c in coefficients:
+        A = torch.bmm(X, X.mT)
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)
+        X = torch.baddbmm(X, B, X, beta=a)
+    return X.mT if tall else X
+
+
+def equalize_neurons_(updates_KMN: torch.Tensor, second_moment: torch.Tensor, *, beta2: float) -> None:
+    """Divide each neuron's update by the root of its running mean square, keeping every matrix's norm (NorMuon, in place).
+
+    Orthogonal rows (or columns, whichever are fewer) have length 1 already. Along the other side lengths differ, so a
+    few neurons would move most; ``second_moment``, (K, M, 1) for M >= N and (K, 1, N) otherwise, remembers their mean
+    squares. The paper treats rows only; for a wide matrix those are equal already, so we take the columns there.
+
+    Keeping the norm also cancels the bias of a memory that starts at zero.
+    """
+    dim = -1 if second_moment.size(-1) == 1 else -2
+    norms_K11 = torch.linalg.matrix_norm(updates_KMN, keepdim=True)
+    lengths = torch.linalg.vector_norm(updates_KMN, dim=dim, keepdim=True)
+    second_moment.lerp_(lengths.square_().div_(updates_KMN.size(dim)), 1 - beta2)
+    updates_KMN.div_(second_moment.sqrt().add_(1e-8))
+    updates_KMN.mul_(norms_K11 / torch.linalg.matrix_norm(updates_KMN, keepdim=True).clamp_min(TINY))
+
+
+def second_moment_shape(num: int, rows: int, columns: int) -> tuple[int, int, int]:
+    """Shape of NorMuon's memory for a stack of ``num`` matrices: one value per neuron of the longer side."""
+    return (num, rows, 1) if rows >= columns else (num, 1, columns)
+
+
+def muon_direction_(
+    grads_KMN: torch.Tensor,
+    momentum_KMN: torch.Tensor,
+    second_moment: torch.Tensor | None,
+    *,
+    momentum: float | torch.Tensor,
+    beta2: float,
+    dtype: torch.dtype,
+    coefficients: Coefficients = POLAR_EXPRESS,
+    safety: bool = True,
+) -> None:
+    """Replace gradients by Muon's update direction, in place; the weights then move by minus lr times it.
+
+    Nesterov momentum as an average: m <- mu m + (1 - mu) g, then the update looks ahead with mu m + (1 - mu) g. The
+    shape factor max(1, M / N)^0.5 gives an output the same expected change whatever the matrix's shape.
+
+    momentum: a float, or a 0-d tensor where the function is compiled (a changing float would recompile it).
+    """
+    momentum_KMN.lerp_(grads_KMN, 1 - momentum)
+    grads_KMN.lerp_(momentum_KMN, momentum)
+    grads_KMN.copy_(orthogonalize(grads_KMN, dtype=dtype, coefficients=coefficients, safety=safety))
+    if second_moment is not None:
+        equalize_neurons_(grads_KMN, second_moment, beta2=beta2)
+    rows, columns = grads_KMN.shape[-2:]
+    grads_KMN.mul_(max(1.0, rows / columns) ** 0.5)
+
+
+@lru_cache(maxsize=1)
+def compiled_muon_direction_():
+    """`muon_direction_` through torch.compile, made at the first call."""
+    return torch.compile(muon_direction_, dynamic=False)
+
+
+def apply_updates_(
+    parameters: list[torch.Tensor], updates: list[torch.Tensor], *, lr: float, weight_decay: float, cautious: bool
+) -> None:
+    """w <- w - lr * weight_decay * w - lr * update, in place; cautious: decay only where update and w agree in sign.
+
+    Where they agree the update shrinks the weight too, so decay never works against the gradient (arXiv 2510.12402).
+    """
+    if weight_decay and cautious:
+        for parameter, update in zip(parameters, updates, strict=True):
+            shrinks = (update * parameter) > 0
+            parameter.sub_(parameter * shrinks, alpha=lr * weight_decay)
+    elif weight_decay:
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+    torch._foreach_add_(parameters, updates, alpha=-lr)
