@@ -84,9 +84,7 @@ def test_save_leaves_nothing_but_the_file(tokenizer: Tokenizer, tmp_path: Path) 
     assert os.listdir(tmp_path) == ["t.json"]
 
 
-def test_failed_save_keeps_the_old_file(
-    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_save_keeps_the_old_file(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer.save(tmp_path / "t.json")
     before = (tmp_path / "t.json").read_bytes()
 
@@ -203,6 +201,6 @@ class _Payload:
 def test_pickle_file_is_refused_and_its_code_does_not_run(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(pickle.dumps(_Payload(tmp_path / "was_run"), protocol=protocol))
-    with pytest.raises(DataError, match="pickle and is refused|is not JSON text"):
+    with pytest.raises(DataError, match=r"pickle and is refused|is not JSON text"):
         Tokenizer.load(path)
     assert not (tmp_path / "was_run").exists()

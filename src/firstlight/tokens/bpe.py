@@ -144,7 +144,8 @@ class Tokenizer:
         self.facts = dict(facts or {})
         self.content_hash = content_hash(tokens, pattern, self.special_ids)
         self._ranks = ranks
-        self._bytes_of = [*tokens, *(name.encode() for name in special_tokens)]
+        self._tokens = tuple(tokens)
+        self._bytes_of = dict(enumerate([*tokens, *(name.encode() for name in special_tokens)]))
         self._encoding = make_encoding(ranks, pattern, self.special_ids)
 
     @classmethod
@@ -172,7 +173,7 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write ``tokenizer.json``: to a temporary name first, then renamed, so the file is whole or not there."""
         fields = tokenizer_file.Fields(
-            tokens=self._bytes_of[: len(self._ranks)],
+            tokens=self._tokens,
             pattern=self.pattern,
             special_tokens=tuple(self.special_ids),
             facts=self.facts,
@@ -200,13 +201,20 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Raw bytes of ids; raises DataError for an id outside the vocabulary."""
-        return b"".join(map(self.id_bytes, ids))
+        try:
+            return b"".join(map(self._bytes_of.__getitem__, ids))
+        except KeyError as error:
+            raise self._unknown_id(error.args[0]) from None
 
     def id_bytes(self, token_id: int) -> bytes:
         """Raw bytes of one id (a special token's are those of its name); raises DataError outside the vocabulary."""
-        if not 0 <= token_id < self.vocab_size:
-            raise DataError(f"id {token_id} is not in the vocabulary of {self.vocab_size} ids")
-        return self._bytes_of[token_id]
+        try:
+            return self._bytes_of[token_id]
+        except KeyError:
+            raise self._unknown_id(token_id) from None
+
+    def _unknown_id(self, token_id: int) -> DataError:
+        return DataError(f"id {token_id} is not in the vocabulary of {self.vocab_size} ids")
 
     def token_bytes(self) -> np.ndarray:
         """Number of raw bytes of each id: int64, shape (vocab_size,); 0 for special tokens.
@@ -214,8 +222,8 @@ class Tokenizer:
         Counted on the bytes, never on a decoded string: the id of byte 0x80 alone has 1 byte, though it decodes to
         U+FFFD, which has 3. So the sum over a text's ids is its length in UTF-8.
         """
-        lengths = np.array([len(token) for token in self._bytes_of], dtype=np.int64)
-        lengths[len(self._ranks) :] = 0
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        lengths[: len(self._tokens)] = [len(token) for token in self._tokens]
         return lengths
 
     def encode_pieces(self, text: str) -> list[bytes]:
@@ -240,18 +248,15 @@ class Tokenizer:
             return encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError as error:
             raise _not_unicode(error) from None
-        except BaseException as error:
-            raise_if_panic(error, self.pattern)
-            raise
+        except ValueError as error:
+            raise _pattern_failed(self.pattern, error) from error
 
 
-def raise_if_panic(error: BaseException, pattern: str) -> None:
-    """Turn a Rust panic, which no ``except Exception`` would catch, into a DataError."""
-    if type(error).__name__ == "PanicException":
-        raise DataError(
-            f"the split pattern {pattern!r} failed on a text: {error}",
-            hint="such patterns need too much stack on very long runs: use SPLIT_PATTERN, or shorten the runs",
-        ) from error
+def _pattern_failed(pattern: str, error: BaseException) -> DataError:
+    return DataError(
+        f"the split pattern {pattern!r} failed on a text: {error}",
+        hint="such patterns need too much stack on very long runs: use SPLIT_PATTERN, or shorten the runs",
+    )
 
 
 # rustbpe 0.1 counts pairs in 32-bit signed integers. A pair cannot occur more often than there are bytes, so below this
@@ -302,7 +307,9 @@ def train_tokenizer(
     try:
         trainer.train_from_iterator(iter(reader), vocab_size - len(SPECIAL_TOKENS), _TRAIN_BUFFER, pattern)
     except BaseException as error:
-        raise_if_panic(error, pattern)
+        # A Rust panic is no Exception. KeyboardInterrupt and the like pass.
+        if type(error).__name__ == "PanicException":
+            raise _pattern_failed(pattern, error) from error
         raise
     if reader.num_bytes == 0:
         raise DataError(

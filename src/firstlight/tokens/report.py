@@ -107,7 +107,7 @@ def reference_token_counts(encoding_name: str, texts: list[str], *, timeout_s: f
         )  # fmt: skip
         return json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        return f"not available offline: no answer within {timeout_s:.0f} s"
+        return f"not available offline: no answer within {timeout_s:g} s"
     except (subprocess.CalledProcessError, OSError, ValueError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         reason = lines[-1].split(":")[0] if lines else "no answer"

@@ -40,7 +40,7 @@ _ESCAPE = re.compile(r"\\(?:\\|x[0-9a-f]{2})")
 class Fields:
     """What the file holds. tokens: raw bytes of each ordinary id, in the order of the ids."""
 
-    tokens: list[bytes]
+    tokens: tuple[bytes, ...]
     pattern: str
     special_tokens: tuple[str, ...]
     facts: dict
@@ -160,7 +160,7 @@ def read(path: Path) -> Fields:
         except ValueError as error:
             raise DataError(f'{path}: item {i} of "ranks" is not readable: {error}') from None
     return Fields(
-        tokens=tokens,
+        tokens=tuple(tokens),
         pattern=_field(path, content, "pattern", str),
         special_tokens=tuple(special_tokens),
         facts=_field(path, content, "training", dict),
