@@ -167,4 +167,4 @@ def samples_markdown(step: int, samples: Sequence[Sample]) -> str:
         text = f"{sample.prompt}│{sample.text}".replace("\r", "\n").replace("\0", "\ufffd")
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
         parts.append(f"\n{fence}text\n{text}\n{fence}\n")
-    return "".join(parts)
+    return "".join(parts) + "\n"

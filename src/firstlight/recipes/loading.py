@@ -1,0 +1,161 @@
+"""A run on disk as a model that can be used: weights of a checkpoint, tokenizer and record, checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from firstlight.config import did_you_mean, from_dict
+from firstlight.errors import CheckpointError, ConfigError
+from firstlight.model.gpt import GPT, GPTConfig
+from firstlight.recipes.record import RunRecord, find_run, read_run
+from firstlight.runtime import environment
+from firstlight.runtime.context import Runtime
+from firstlight.runtime.metrics import read_metrics
+from firstlight.tokens.bpe import Tokenizer
+from firstlight.train.checkpoint import find_latest_good, load_checkpoint
+
+SHOWN = 3
+"""Mistakes of one kind that a message names before it counts the rest."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A model ready for use. step: updates behind its weights. path: the run's folder. checkpoint: what was loaded."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    record: RunRecord
+    step: int
+    path: Path
+    checkpoint: Path
+
+
+def load_for_inference(
+    run: str | Path,
+    runtime: Runtime,
+    *,
+    checkpoint: str = "latest",
+    runs_dir: Path | None = None,
+    report: Callable[[str], None] | None = None,
+) -> LoadedRun:
+    """Model, tokenizer and record of a run, by its name or its folder's path.
+
+    checkpoint: ``latest`` (the newest good one), ``best`` (lowest val_bpb of those kept) or a step's number.
+    report: told of checkpoints that are damaged and passed over.
+
+    Raises ConfigError for an unknown run or a checkpoint that is none of these, DataError for a damaged record or
+    tokenizer, CheckpointError where there is no good checkpoint or it has another architecture than the record.
+    """
+    path = find_run(str(run), runs_dir if runs_dir is not None else environment.runs_dir())
+    record = read_run(path)
+    config = _model_config(record, path)
+    tokenizer = Tokenizer.load(path / "tokenizer.json")
+    if record.tokenizer_hash and tokenizer.content_hash != record.tokenizer_hash:
+        raise CheckpointError(
+            f"{path / 'tokenizer.json'} is not the tokenizer that {record.name} was trained with: "
+            f"content hash {tokenizer.content_hash[:16]}, not {record.tokenizer_hash[:16]}",
+            hint="put the run's own tokenizer.json back; another one gives every id another meaning",
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer of {path} has {tokenizer.vocab_size} ids and its model {config.vocab_size}",
+            hint="put the run's own tokenizer.json back",
+        )
+    chosen = choose_checkpoint(path, checkpoint, report=report)
+    loaded = load_checkpoint(chosen)
+    model = _filled_model(config, loaded.model, runtime, source=chosen)
+    return LoadedRun(model, tokenizer, record, int(loaded.state["step"]), path, chosen)
+
+
+def choose_checkpoint(run_dir: Path, which: str, *, report: Callable[[str], None] | None = None) -> Path:
+    """Folder of the checkpoint ``latest``, ``best`` or of a step, in a run's folder. See `load_for_inference`."""
+    folder = run_dir / "checkpoints"
+    if which == "latest":
+        latest = find_latest_good(folder, report=report or (lambda message: None))
+        if latest is None:
+            raise CheckpointError(
+                f"{run_dir} has no good checkpoint yet",
+                hint="continue the run with --resume, and look at --save-every",
+            )
+        return latest
+    kept = _kept_steps(folder)
+    listed = f"kept are steps {', '.join(map(str, sorted(kept)))}" if kept else "the run has no checkpoint"
+    if which == "best":
+        scores = [(row["val_bpb"], row["step"]) for row in _scored_rows(run_dir) if row["step"] in kept]
+        if not scores:
+            raise CheckpointError(
+                f"no kept checkpoint of {run_dir} has a val_bpb in metrics.jsonl, so none is the best",
+                hint=f"{listed}: name one, or use latest",
+            )
+        return kept[min(scores)[1]]
+    if not which.isdecimal():
+        raise ConfigError(
+            f"--checkpoint {which} is not known",
+            hint=did_you_mean(which, ["latest", "best"]) or "it is latest, best, or a step's number",
+        )
+    if int(which) not in kept:
+        raise CheckpointError(f"{run_dir} keeps no checkpoint of step {int(which)}", hint=listed)
+    return kept[int(which)]
+
+
+def _kept_steps(folder: Path) -> dict[int, Path]:
+    if not folder.is_dir():
+        return {}
+    named = [(path.name.removeprefix("step_"), path) for path in folder.iterdir() if path.name.startswith("step_")]
+    return {int(digits): path for digits, path in named if digits.isdecimal()}
+
+
+def _scored_rows(run_dir: Path) -> list[dict]:
+    rows = read_metrics(run_dir / "metrics.jsonl", damaged=[])
+    return [row for row in rows if isinstance(row.get("val_bpb"), float) and isinstance(row.get("step"), int)]
+
+
+def _model_config(record: RunRecord, path: Path) -> GPTConfig:
+    values = record.config.get("model")
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"{path / 'run.json'} does not say what model it holds: config.model is missing",
+            hint="it was not written by `firstlight train`, or before training had started",
+        )
+    try:
+        return from_dict(GPTConfig, values, where=f"{path / 'run.json'} (config.model)")
+    except ConfigError as error:
+        raise CheckpointError(error.what, hint=error.hint or "the run is of another firstlight") from error
+
+
+def _filled_model(config: GPTConfig, weights: Mapping[str, torch.Tensor], runtime: Runtime, *, source: Path) -> GPT:
+    with torch.device("meta"):
+        model = GPT(config, compute_dtype=runtime.compute_dtype)
+    check_weights(weights, {name: tuple(p.shape) for name, p in model.named_parameters()}, source=source)
+    model = model.to_empty(device=runtime.device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    model.reset_rope()
+    return model.requires_grad_(False).eval()
+
+
+def check_weights(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], *, source: Path) -> None:
+    """Raise CheckpointError where a checkpoint's tensors are not those of the model: missing, extra or of another shape."""
+    missing = [name for name in shapes if name not in weights]
+    extra = [name for name in weights if name not in shapes]
+    wrong = [
+        f"{name} {tuple(weights[name].shape)} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    kinds = (("missing", missing), ("not of this model", extra), ("of another shape", wrong))
+    found = [f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds if names]
+    if found:
+        raise CheckpointError(
+            f"{source} is of another architecture than its run.json says: {'; '.join(found)}",
+            hint="the checkpoint or run.json was put here from another run, or is of another version of firstlight",
+        )
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
