@@ -117,7 +117,9 @@ def import_(path: str, /, *, out: Path, shard_mb: float = 100.0, json: bool = Fa
     console.say(f"next: firstlight data info {out}")
 
 
-def info(data: str, /, *, tokenizer: Path | None = None, max_seq_len: int = 1024, json: bool = False) -> None:
+def info(
+    data: str, /, *, tokenizer: Path | None = None, max_seq_len: int = 1024, val: str | None = None, json: bool = False
+) -> None:
     """Documents, bytes, lengths, what is skipped, hashes; with a tokenizer also tokens and what packing makes of them.
 
     Examples
@@ -135,11 +137,15 @@ def info(data: str, /, *, tokenizer: Path | None = None, max_seq_len: int = 1024
         A tokenizer.json, of a run or of `firstlight tokenizer train`.
     max_seq_len
         Tokens of a training row, for the packing numbers.
+    val
+        Split off as in training (last, hash:0.01 or a file's name) and count both sides; needs --tokenizer.
     json
         Print one JSON object.
     """
-    from firstlight.data.measure import measure_text, measure_tokens
+    from firstlight.data.build import build_store
+    from firstlight.data.measure import local_part, measure_text
     from firstlight.data.sources.resolve import open_source
+    from firstlight.data.stats import store_stats
     from firstlight.errors import ConfigError
     from firstlight.runtime import environment
     from firstlight.runtime.console import Console
@@ -147,6 +153,8 @@ def info(data: str, /, *, tokenizer: Path | None = None, max_seq_len: int = 1024
 
     if max_seq_len < 1:
         raise ConfigError(f"--max-seq-len {max_seq_len} is too small", hint="the smallest is 1; 512 to 2048 is usual")
+    if val is not None and tokenizer is None:
+        raise ConfigError(f"--val {val} needs --tokenizer FILE", hint="the split is counted in tokens")
     console = Console(is_terminal=environment.is_terminal())
     loaded = Tokenizer.load(tokenizer) if tokenizer is not None else None
     with _bars(console, quiet=json) as progress:
@@ -154,9 +162,8 @@ def info(data: str, /, *, tokenizer: Path | None = None, max_seq_len: int = 1024
         source = open_source(data, cache_dir=cache_dir, progress=progress)
         found = measure_text(source, progress=progress)
         if loaded is not None:
-            found["tokens"] = measure_tokens(
-                source, loaded, max_seq_len=max_seq_len, cache_dir=cache_dir, progress=progress
-            )
+            with build_store(local_part(source), loaded, cache_dir=cache_dir, progress=progress) as store:
+                found["tokens"] = store_stats(store, seq_len=max_seq_len, val_spec=val)
     if json:
         console.json(found)
     else:
@@ -166,59 +173,55 @@ def info(data: str, /, *, tokenizer: Path | None = None, max_seq_len: int = 1024
 def _say_info(console: Console, found: dict[str, Any]) -> None:
     from firstlight.runtime.console import format_bytes
 
-    rows: list[list[str]] = [
+    tokens = found.get("tokens")
+    rows = [
         ["documents", f"{found['documents']:,}"],
         ["text", f"{found['text_bytes']:,} bytes ({format_bytes(found['text_bytes'])})"],
         ["files", f"{len(found['shards'])}"],
         ["validation shard", found["val_shard"] or "none named by the source"],
         ["data hash", found["data_hash"]],
     ]
-    if "tokens" in found:
-        tokens = found["tokens"]
+    if tokens is not None:
         rows += [
             ["tokens", f"{tokens['tokens']:,}"],
             ["bytes per token", f"{tokens['bytes_per_token']:.4f}"],
+            ["copies of documents", f"{tokens['duplicate_documents']:,}"],
             ["tokenizer", f"{tokens['vocab_size']:,} ids, hash {tokens['tokenizer_hash']}"],
         ]
     console.table(["what", "value"], rows, title=found["source"])
+    names = list(found["document_bytes_percentiles"])
     lengths: list[list[object]] = [["bytes", *found["document_bytes_percentiles"].values()]]
-    if "tokens" in found:
-        lengths.append(["tokens", *found["tokens"]["document_tokens_percentiles"].values()])
+    if tokens is not None:
+        lengths.append(["tokens", *(round(tokens["tokens_per_document"][name]) for name in names)])
     console.say()
-    console.table(
-        ["in a document", *found["document_bytes_percentiles"]], lengths, title="length percentiles of the documents"
-    )
-    if "tokens" in found:
-        tokens = found["tokens"]
+    console.table(["in a document", *names], lengths, title="length percentiles of the documents")
+    if tokens is not None:
+        for side in ("train", "val"):
+            if side in tokens:
+                console.say(f"{side}: {tokens[side]['documents']:,} documents, {tokens[side]['tokens']:,} tokens")
         console.say()
-        console.table(
-            ["packing", "rows", "tokens used", "dropped", "positions filled", "empty", "documents cut"],
+        columns = ["packing", "rows", "tokens used", "dropped", "positions filled", "empty", "documents cut"]
+        packings = [
             [
-                [
-                    name, each["rows"], each["tokens_used"], each["tokens_dropped"],
-                    each["positions_filled"], each["positions_empty"], each["crops"],
-                ]
-                for name, each in tokens["packing"].items()
-            ],
-            title=f"packing into rows of {tokens['max_seq_len']} tokens",
-        )  # fmt: skip
-    console.say()
-    console.table(
-        ["file", "documents", "text bytes", "file bytes", "skipped", "sha256"],
-        [
-            [
-                each["name"], each["documents"], each["text_bytes"], each["num_bytes"],
-                sum(each["skipped"].values()), each["sha256"][:16],
+                name, each["rows"], f"{100 * each['tokens_used_frac']:.3f} %", each["tokens_dropped"],
+                f"{100 * each['positions_filled_frac']:.3f} %", each["positions_padded"], each["crops"],
             ]
-            for each in found["shards"]
-        ],
-    )  # fmt: skip
+            for name, each in tokens["packing"].items()
+        ]  # fmt: skip
+        console.table(columns, packings, title=f"packing into rows of {tokens['seq_len']} tokens")
+    console.say()
+    shards = [
+        [
+            each["name"], each["documents"], each["text_bytes"], each["num_bytes"], sum(each["skipped"].values()),
+            each["sha256"][:16],
+        ]
+        for each in found["shards"]
+    ]  # fmt: skip
+    console.table(["file", "documents", "text bytes", "file bytes", "skipped", "sha256"], shards)
     _say_skipped(console, found)
     if found["not_fetched"]:
-        console.say(
-            f"not fetched yet, and so not counted: {_some(found['not_fetched'])} "
-            f"(firstlight data fetch {found['source']})"
-        )
+        missing = _some(found["not_fetched"])
+        console.say(f"not fetched yet, and so not counted: {missing} (firstlight data fetch {found['source']})")
 
 
 def _say_skipped(console: Console, found: dict[str, Any]) -> None:

@@ -180,7 +180,8 @@ def _receive(remote: RemoteFile, partial: Path, headers: dict[str, str], progres
             if have and not resumes:
                 have = 0
             with partial.open("ab" if have else "wb") as file:
-                for chunk in response.iter_raw(CHUNK_BYTES):
+                # Pieces as they come: a chunk size here would collect, and lose what it holds when the line breaks.
+                for chunk in response.iter_raw():
                     file.write(chunk)
                     have += len(chunk)
                     if progress is not None:

@@ -1,21 +1,18 @@
-"""Numbers about a corpus, before and after a tokenizer: what `firstlight data info` prints."""
+"""Numbers about a corpus as it lies on disk, before any tokenizer; those after one are in ``stats.py``."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from firstlight.data.sources.base import Progress, ReadCounts, Source
 from firstlight.data.sources.reading import read_documents
+from firstlight.data.stats import PERCENTILES
 from firstlight.data.store import hash_file
 from firstlight.errors import DataError
-from firstlight.tokens.bpe import Tokenizer
-
-PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 
 
 def local_part(source: Source) -> Source:
@@ -67,43 +64,6 @@ def measure_text(source: Source, *, progress: Progress | None = None) -> dict[st
         "ignored": list(source.ignored),
         "shards": shards,
         "not_fetched": [shard.name for shard in source.shards if shard.path is None],
-    }
-
-
-def measure_tokens(
-    source: Source, tokenizer: Tokenizer, *, max_seq_len: int, cache_dir: Path, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Tokens, bytes per token, and what each packing makes of rows of ``max_seq_len`` targets (local shards only).
-
-    The token store that training uses is built on the way. ``crops`` counts documents' cuts between rows.
-    """
-    from firstlight.data.build import build_store
-    from firstlight.data.packing import PACKINGS, pack
-
-    with build_store(local_part(source), tokenizer, cache_dir=cache_dir, progress=progress) as store:
-        shards = list(store.shards())
-        lengths = np.concatenate([shard.lengths for shard in shards])
-        text_bytes = sum(int(shard.num_text_bytes.sum()) for shard in shards)
-        packings = {}
-        for name in PACKINGS:
-            packed = [pack(name, shard.lengths, row_len=max_seq_len + 1, seed=0) for shard in shards]
-            packings[name] = {
-                "rows": sum(rows.num_rows for rows in packed),
-                "tokens_used": sum(rows.tokens_used for rows in packed),
-                "tokens_dropped": sum(rows.tokens_total - rows.tokens_used for rows in packed),
-                "positions_filled": sum(rows.positions_filled for rows in packed),
-                "positions_empty": sum(rows.positions_total - rows.positions_filled for rows in packed),
-                "crops": sum(rows.num_crops for rows in packed),
-            }
-    num_tokens = int(lengths.sum())
-    return {
-        "tokenizer_hash": tokenizer.content_hash,
-        "vocab_size": tokenizer.vocab_size,
-        "tokens": num_tokens,
-        "bytes_per_token": text_bytes / num_tokens,
-        "document_tokens_percentiles": percentiles(lengths),
-        "max_seq_len": max_seq_len,
-        "packing": packings,
     }
 
 

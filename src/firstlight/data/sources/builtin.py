@@ -170,9 +170,11 @@ def find_packages(versions: dict[str, str]) -> list[Package]:
 
 
 def _python_files(root: Path) -> tuple[Path, ...]:
-    relative = (path.relative_to(root) for path in root.rglob("*.py"))
-    kept = [path for path in relative if not SKIPPED_FOLDERS & set(path.parts[:-1])]
-    return tuple(root / path for path in sorted(kept, key=lambda path: path.as_posix()))
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    return tuple(sorted(found, key=lambda path: path.relative_to(root).as_posix()))
 
 
 def topics(path: Path) -> list[str]:
