@@ -1,0 +1,186 @@
+"""Text generation in ids: read the prompt once, then one token a step for all samples.
+
+Shapes: B samples, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import torch
+
+from firstlight.errors import ConfigError
+from firstlight.infer.cache import KVCache
+from firstlight.infer.sampling import check_sampling, sample
+from firstlight.model.gpt import GPT
+
+FinishReason = Literal["stop_id", "max_new_tokens", "context_full"]
+
+PREFILL_CHUNK = 512
+"""Prompt tokens in one forward pass: bounds the memory of a long prompt."""
+
+
+def decoding_copy(model: GPT) -> GPT:
+    """A model for decoding: block and head weights already in the compute dtype, so no step casts them again.
+
+    Logits are the same to the bit, since the same cast happens once instead of on each step. In float32 nothing is copied:
+    the weights are shared. The given model is not changed in any way.
+    """
+    with torch.device("meta"):
+        copy = GPT(model.config, compute_dtype=model.compute_dtype)
+    weights = {
+        name: weight if name == "transformer.wte.weight" else weight.to(model.compute_dtype)
+        for name, weight in model.state_dict().items()
+    }
+    copy.load_state_dict(weights, assign=True)
+    copy.rope_cos = model.rope_cos
+    copy.rope_sin = model.rope_sin
+    return copy.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def prefill(model: GPT, inputs_BT: torch.Tensor, cache: KVCache, *, chunk: int = PREFILL_CHUNK) -> torch.Tensor:
+    """Put the tokens into the cache, ``chunk`` at a time, and return the logits behind the last one, (B,V) float32."""
+    assert inputs_BT.shape[1] > 0
+    last_B1D = torch.empty(0)
+    for piece_BT in inputs_BT.split(chunk, dim=1):
+        last_B1D = model.hidden(piece_BT, cache)[:, -1:]
+    return model.logits(last_B1D)[:, -1]
+
+
+class Generation(Iterator[list[int]]):
+    """Samples that continue one prompt: each ``next`` gives one id per sample.
+
+    A sample that has met a stop id repeats that id until all samples have finished; its ``finish_reasons`` entry says so.
+    The iterator ends when all have met a stop id, after max_new_tokens, or when the model's context is full.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        prompt_ids: list[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        seed: int,
+        num_samples: int,
+        stop_ids: Iterable[int],
+        prefill_chunk: int,
+    ) -> None:
+        config = model.config
+        check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        if not prompt_ids:
+            raise ConfigError("the prompt has no tokens", hint="a text from nothing starts with the <|bos|> id")
+        outside = [i for i in prompt_ids if not 0 <= i < config.vocab_size]
+        if outside:
+            raise ConfigError(
+                f"prompt id {outside[0]} is outside the model's vocabulary of {config.vocab_size}",
+                hint="use the tokenizer that the model was trained with",
+            )
+        if len(prompt_ids) > config.max_seq_len:
+            raise ConfigError(
+                f"the prompt has {len(prompt_ids)} tokens and the model's context is {config.max_seq_len}",
+                hint=f"give at most {config.max_seq_len} tokens",
+            )
+        for name, value in (
+            ("max_new_tokens", max_new_tokens),
+            ("num_samples", num_samples),
+            ("prefill_chunk", prefill_chunk),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name} {value} is too small", hint="the smallest is 1")
+        self.finish_reasons: list[FinishReason | None] = [None] * num_samples
+        self.num_new_tokens = 0
+        self._sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self._max_new_tokens = max_new_tokens
+        self._num_samples = num_samples
+        self._stop_ids = frozenset(stop_ids)
+        self._prefill_chunk = prefill_chunk
+        self._prompt_ids = list(prompt_ids)
+        self._device = model.lm_head.weight.device
+        self._generator = torch.Generator(device=self._device).manual_seed(seed)
+        self._model = decoding_copy(model)
+        self._cache: KVCache | None = None
+        self._last_ids: list[int] = []
+
+    @torch.no_grad()
+    def __next__(self) -> list[int]:
+        if all(self.finish_reasons):
+            raise StopIteration
+        logits_BV = self._first_logits() if self._cache is None else self._next_logits(self._cache)
+        ids = sample(logits_BV, generator=self._generator, **self._sampling).tolist()
+        self.num_new_tokens += 1
+        for i, reason in enumerate(self.finish_reasons):
+            if reason is not None:
+                ids[i] = self._last_ids[i]
+            elif ids[i] in self._stop_ids:
+                self.finish_reasons[i] = "stop_id"
+        self._last_ids = ids
+        # The last id of a full context has no position of its own: it was read off the position before.
+        if self.num_new_tokens == self._max_new_tokens:
+            self._finish("max_new_tokens")
+        elif len(self._prompt_ids) + self.num_new_tokens > self._model.config.max_seq_len:
+            self._finish("context_full")
+        return ids
+
+    def _finish(self, why: FinishReason) -> None:
+        self.finish_reasons = [reason or why for reason in self.finish_reasons]
+
+    def _first_logits(self) -> torch.Tensor:
+        config = self._model.config
+        prompt_1T = torch.tensor([self._prompt_ids], dtype=torch.int64, device=self._device)
+        cache = KVCache.empty(
+            config,
+            batch_rows=1,
+            max_len=min(config.max_seq_len, len(self._prompt_ids) + self._max_new_tokens - 1),
+            dtype=self._model.compute_dtype,
+            device=self._device,
+        )
+        logits_1V = prefill(self._model, prompt_1T, cache, chunk=self._prefill_chunk)
+        self._cache = cache.repeat_rows(self._num_samples)
+        return logits_1V.expand(self._num_samples, -1)
+
+    def _next_logits(self, cache: KVCache) -> torch.Tensor:
+        ids_B1 = torch.tensor(self._last_ids, dtype=torch.int64, device=self._device)[:, None]
+        return self._model(ids_B1, cache)[:, -1]
+
+
+def generate(
+    model: GPT,
+    prompt_ids: list[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    num_samples: int = 1,
+    stop_ids: Iterable[int] = (),
+    prefill_chunk: int = PREFILL_CHUNK,
+) -> Generation:
+    """Continue a prompt ``num_samples`` times, independently: an iterator that gives one id per sample per step.
+
+    The prompt is read once and shared. The same seed gives the same ids. See `Generation` for how it ends: when the context
+    is full it stops and says so (``finish_reasons``), it does not slide.
+
+    Training is not touched: the model's weights, its mode and the global random state stay as they are, and gradients are
+    not switched off for the caller between two steps.
+
+    Raises ConfigError, before any work, for an empty prompt, one that is longer than the context or has ids outside the
+    vocabulary, and for sampling values without meaning.
+    """
+    return Generation(
+        model,
+        prompt_ids,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        num_samples=num_samples,
+        stop_ids=stop_ids,
+        prefill_chunk=prefill_chunk,
+    )

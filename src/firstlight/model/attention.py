@@ -1,0 +1,95 @@
+"""Causal attention: one function, two kernels behind it that give the same result.
+
+Shapes: B rows, T query tokens, S key tokens (those before, and the T themselves), H query heads, G key/value heads, K head
+size, R = H/G query heads that share a key/value head, N query tokens of one block, M key tokens that a block can see.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+BLOCK_ROWS = 128
+"""Query tokens in a block of the ``blocked`` kernel. Measured with 64, 128 and 256: docs/model.md."""
+
+MAX_BLOCKS = 8
+"""Blocks are unrolled in compiled code, so more of them would cost compile time (and long rows are what flash is good at)."""
+
+
+def attend(
+    q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int = 0, kernel: str = "sdpa"
+) -> torch.Tensor:
+    """Each query's softmax-weighted mean of the values at its own and earlier positions, (B,H,T,K).
+
+    Scores are ``q . k / sqrt(K)`` (Vaswani et al. 2017, arXiv 1706.03762); query t sees the keys up to ``num_past + t``.
+
+    num_past: keys that come before the first query (0 in training, the cache's length while decoding): S = num_past + T.
+    kernel: ``sdpa`` or ``blocked`` (see `choose_kernel`). A single query always takes ``sdpa``: it needs no mask.
+    """
+    assert k_BGSK.shape[2] == num_past + q_BHTK.shape[2], "keys must be the past ones and the queries' own"
+    if kernel == "blocked" and q_BHTK.shape[2] > 1:
+        return _attend_blocked(q_BHTK, k_BGSK, v_BGSK, num_past=num_past)
+    return _attend_sdpa(q_BHTK, k_BGSK, v_BGSK, num_past=num_past)
+
+
+def choose_kernel(
+    *, device_type: str, compute_dtype: torch.dtype, seq_len: int, head_dim: int, compiled: bool
+) -> tuple[str, str]:
+    """Name of the attention kernel for training rows of ``seq_len``, and the reason in one sentence, for the log.
+
+    The rule is a measurement (docs/model.md), not a theory: on a CPU, torch's flash kernel runs its small products below the
+    rate of a plain batched matmul, more so the larger the head.
+    """
+    if device_type != "cpu":
+        return "sdpa", f"attention sdpa: torch chooses a fused kernel on {device_type}"
+    if not compiled:
+        return "sdpa", "attention sdpa: without torch.compile the blocked kernel's softmax is not fused"
+    if compute_dtype != torch.bfloat16:
+        return "sdpa", "attention sdpa: the blocked kernel was measured to win in bf16 only"
+    if seq_len > MAX_BLOCKS * BLOCK_ROWS:
+        return "sdpa", f"attention sdpa: rows of {seq_len} tokens are longer than {MAX_BLOCKS} blocks of {BLOCK_ROWS}"
+    return "blocked", (
+        f"attention blocked: compiled matmul-softmax-matmul over blocks of {BLOCK_ROWS} queries beats the CPU's flash kernel "
+        f"in bf16 for rows of {seq_len} and heads of {head_dim}"
+    )
+
+
+def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:
+    """Booleans (num_queries, num_keys), True where a query sees a key; the last query sees the last key.
+
+    >>> causal_mask(2, 3, torch.device("cpu")).int().tolist()
+    [[1, 1, 0], [1, 1, 1]]
+    """
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+
+
+def _attend_sdpa(q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int) -> torch.Tensor:
+    T, S = q_BHTK.shape[2], k_BGSK.shape[2]
+    is_grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
+    if num_past == 0:
+        return functional.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, is_causal=True, enable_gqa=is_grouped)
+    # torch's is_causal lines up the first query with the first key, which is wrong behind a cache.
+    mask_TS = None if T == 1 else causal_mask(T, S, q_BHTK.device)
+    return functional.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS, enable_gqa=is_grouped)
+
+
+def _attend_blocked(q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int) -> torch.Tensor:
+    """Matmul, softmax, matmul for one block of queries after another, each against the keys that it can see.
+
+    With T/128 blocks the share of the T*T scores that is computed is 1/2 + 64/T: 0.75 for T = 256, 0.63 for T = 512.
+    """
+    B, H, T, K = q_BHTK.shape
+    G = k_BGSK.shape[1]
+    R = H // G
+    q_BGRTK = (q_BHTK * K**-0.5).view(B, G, R, T, K) if R > 1 else (q_BHTK * K**-0.5)[:, :, None]
+    blocks = []
+    for first in range(0, T, BLOCK_ROWS):
+        last = min(T, first + BLOCK_ROWS)
+        N, M = last - first, num_past + last
+        # The R heads that share keys are stacked as more rows of one product, so keys are never repeated.
+        q_BGNK = q_BGRTK[:, :, :, first:last].reshape(B, G, R * N, K)
+        scores_BGNM = q_BGNK @ k_BGSK[:, :, :M].transpose(-1, -2)
+        mask_NM = causal_mask(N, M, q_BHTK.device).repeat(R, 1)
+        weights_BGNM = torch.where(mask_NM, scores_BGNM.float(), float("-inf")).softmax(dim=-1).to(v_BGSK.dtype)
+        blocks.append((weights_BGNM @ v_BGSK[:, :, :M]).view(B, G, R, N, K))
+    return torch.cat(blocks, dim=3).reshape(B, H, T, K)

@@ -1,0 +1,110 @@
+"""What a model costs: parameters, FLOPs and bytes. Arithmetic on the config alone; nothing is built or run.
+
+Symbols in formulas: L layers, D width, H query heads, G key/value heads, K head size, V vocabulary, T tokens in a row.
+One multiply-add is two FLOPs.
+"""
+
+from __future__ import annotations
+
+from firstlight.model.attention import BLOCK_ROWS
+from firstlight.model.gpt import GPTConfig
+
+
+def num_params(config: GPTConfig) -> dict[str, int]:
+    """Parameters by group: ``embedding``, ``head``, ``attention`` and ``mlp``. They add up to all of them."""
+    D = config.n_embd
+    kv_width = config.n_kv_head * config.head_dim
+    return {
+        "embedding": config.vocab_size * D,
+        "head": config.vocab_size * D,
+        "attention": config.n_layer * (2 * D * D + 2 * D * kv_width),
+        "mlp": config.n_layer * 8 * D * D,
+    }
+
+
+def num_matmul_params(config: GPTConfig) -> int:
+    """Parameters that each token is multiplied with: all but the embedding, which is looked up."""
+    groups = num_params(config)
+    return groups["head"] + groups["attention"] + groups["mlp"]
+
+
+def num_scaling_params(config: GPTConfig) -> int:
+    """Parameters that "tokens per parameter" counts: matrices and head.
+
+    With this count the best ratio was most nearly the same at all sizes (nanochat dev/LOG.md, 2026-01-27).
+    """
+    return num_matmul_params(config)
+
+
+def flops_per_token(config: GPTConfig, seq_len: int) -> int:
+    """Training FLOPs of one token, forward and backward: ``6 * matmul parameters + 12 * L * D * T``.
+
+    The convention of PaLM (Chowdhery et al. 2022, arXiv 2204.02311, appendix B), which most published MFU figures use: it
+    counts the whole T x T square of attention although half of it is masked. Recomputed activations, norms, softmax and
+    the optimizer are not counted.
+    """
+    return 6 * num_matmul_params(config) + 12 * config.n_layer * config.n_embd * seq_len
+
+
+def flops_per_token_causal(config: GPTConfig, seq_len: int) -> int:
+    """As `flops_per_token`, with the scores that causality needs only: token t sees t + 1 keys, (T + 1) / 2 on average."""
+    return 6 * num_matmul_params(config) + 6 * config.n_layer * config.n_embd * (seq_len + 1)
+
+
+def decode_flops_per_token(config: GPTConfig, context_len: int) -> int:
+    """FLOPs to decode one token that sees ``context_len`` keys, itself included: ``2 * matmul parameters + 4 * L * D * S``."""
+    return 2 * num_matmul_params(config) + 4 * config.n_layer * config.n_embd * context_len
+
+
+def weights_bytes(config: GPTConfig) -> int:
+    """Bytes of the float32 weights. Their gradients take the same again in training."""
+    return 4 * sum(num_params(config).values())
+
+
+def optimizer_bytes(config: GPTConfig) -> int:
+    """Bytes of optimizer state: 8 a parameter for embedding and head (AdamW, two moments), 4 for the matrices (Muon, one).
+
+    Muon's variance reduction adds one number a row, which is left out (less than 1 %).
+    """
+    groups = num_params(config)
+    return 8 * (groups["embedding"] + groups["head"]) + 4 * (groups["attention"] + groups["mlp"])
+
+
+def kv_cache_bytes(config: GPTConfig, *, batch_rows: int, seq_len: int, cache_bytes: int = 2) -> int:
+    """Bytes of the keys and values of ``batch_rows`` contexts of ``seq_len`` tokens: ``2 * L * B * G * T * K`` numbers."""
+    return 2 * config.n_layer * batch_rows * config.n_kv_head * seq_len * config.head_dim * cache_bytes
+
+
+def activation_bytes(
+    config: GPTConfig,
+    *,
+    batch_rows: int,
+    seq_len: int,
+    compute_bytes: int = 2,
+    checkpoint_activations: bool = False,
+    attention_kernel: str = "sdpa",
+) -> int:
+    """Bytes that embedding and trunk keep between the forward and the backward pass of one micro-batch: an estimate.
+
+    Counted for eager execution; compiled code keeps about a tenth less. Left out: the loss (it has its own bound), the
+    copies of the weights in the compute dtype, and what the backward pass holds for a moment.
+
+    compute_bytes: bytes of a number in the compute dtype. What norms and rotation keep is float32 whatever it is.
+    checkpoint_activations: each block keeps its input only, and one block at a time is recomputed.
+    """
+    D, H, T = config.n_embd, config.n_head, seq_len
+    kv_width = config.n_kv_head * config.head_dim
+    # Inputs of the two norms, and rotated queries and keys before their norm.
+    float32_numbers = 2 * D + (D + kv_width)
+    # Two normed inputs, queries, keys, values, attention's output; relu and its square at 4 D each.
+    compute_numbers = 2 * D + (D + 2 * kv_width) + D + 8 * D
+    block = 4 * float32_numbers + compute_bytes * compute_numbers
+    if attention_kernel == "blocked":
+        # Weights of all visible keys in float32 and in the compute dtype, and the scaled queries.
+        block += H * (T + BLOCK_ROWS) // 2 * (4 + compute_bytes) + compute_bytes * D
+    ends = 4 * 2 * D + compute_bytes * D
+    if checkpoint_activations:
+        blocks = config.n_layer * compute_bytes * D + block
+    else:
+        blocks = config.n_layer * block
+    return batch_rows * seq_len * (blocks + ends)

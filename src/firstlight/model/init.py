@@ -1,0 +1,111 @@
+"""How every weight starts: one table, and the code that reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from firstlight.model.gpt import GPT, GPTConfig
+
+
+@dataclass(frozen=True)
+class InitRow:
+    """Start of all parameters whose name matches ``pattern`` (a regular expression for the whole name).
+
+    std: a number, or ``fan_in`` for 1 / sqrt(columns of the matrix). 0 for zeros.
+    """
+
+    pattern: str
+    kind: Literal["normal", "uniform", "zeros"]
+    std: float | Literal["fan_in"]
+    why: str
+    source: str
+
+
+INIT_TABLE: tuple[InitRow, ...] = (
+    InitRow(
+        r"transformer\.wte\.weight", "normal", 1.0,
+        "the norm behind it removes the scale, so only the directions matter; the scale decides how fast a rate turns them",
+        "nanochat gpt.py, 2025",
+    ),
+    InitRow(
+        r"lm_head\.weight", "normal", 0.001,
+        "logits start at about 0.001 * sqrt(n_embd), so the loss starts at ln(vocab_size), and gradients reach the trunk at once",
+        "nanochat gpt.py, 2025",
+    ),
+    InitRow(
+        r"transformer\.h\.\d+\.attn\.c_[qkv]\.weight", "uniform", "fan_in",
+        "keeps unit variance from input to output; uniform has no outliers",
+        "LeCun et al. 1998, Efficient BackProp; nanochat gpt.py, 2025",
+    ),
+    InitRow(
+        r"transformer\.h\.\d+\.mlp\.c_fc\.weight", "uniform", "fan_in",
+        "as for queries, keys and values",
+        "LeCun et al. 1998, Efficient BackProp; nanochat gpt.py, 2025",
+    ),
+    InitRow(
+        r"transformer\.h\.\d+\.(attn|mlp)\.c_proj\.weight", "zeros", 0.0,
+        "every block starts as the identity, so depth does not change the signal at the start",
+        "Zhang et al. 2019, Fixup (arXiv 1901.09321); modded-nanogpt, 2024",
+    ),
+)  # fmt: skip
+"""Which row starts which weight. Every parameter must match exactly one row."""
+
+
+def init_row(name: str) -> InitRow:
+    """The table's row for a parameter's name. Exactly one matches, else it is our mistake."""
+    rows = [row for row in INIT_TABLE if re.fullmatch(row.pattern, name)]
+    assert len(rows) == 1, f"{name} matches {len(rows)} rows of INIT_TABLE"
+    return rows[0]
+
+
+def init_weights(model: GPT, *, seed: int) -> None:
+    """Fill all weights and the rotary tables of a model that lies on a real device.
+
+    Numbers are drawn on the CPU and copied, so they are the same on every device. Each parameter has its own generator,
+    seeded by ``seed`` and its name, so they do not depend on the order or the number of the other parameters either.
+    The global random state is not used.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_draw(init_row(name), parameter.shape, _generator(seed, name)))
+    model.reset_rope()
+
+
+def build_gpt(
+    config: GPTConfig,
+    *,
+    device: torch.device | str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
+    seed: int,
+) -> GPT:
+    """A model on ``device`` with its weights at their start.
+
+    Built without memory (meta device) first, so that the peak is one copy of the weights on the device.
+    """
+    with torch.device("meta"):
+        model = GPT(config, compute_dtype=compute_dtype)
+    model = model.to_empty(device=device)
+    init_weights(model, seed=seed)
+    return model
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def _draw(row: InitRow, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    if row.kind == "zeros":
+        return torch.zeros(shape)
+    std = shape[-1] ** -0.5 if row.std == "fan_in" else row.std
+    if row.kind == "normal":
+        return torch.empty(shape, device="cpu").normal_(0.0, std, generator=generator)
+    # A uniform distribution over -b..b has standard deviation b / sqrt(3).
+    bound = math.sqrt(3.0) * std
+    return torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=generator)
