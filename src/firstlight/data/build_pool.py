@@ -33,8 +33,8 @@ class PoolBuilder:
     """Builds ``jobs`` in order with ``num_workers`` processes (0: in one thread of this process), ahead of who reads.
 
     The first failure ends the build; ``failure`` tells it, and a file in the store tells other processes.
-    fetch: index -> local file of the shard. build_here: ``build_shard``, for num_workers 0. num_built: shards that
-    were there before, for ``progress``.
+    fetch: index -> local file of the shard. build_here: ``build_shard``, for num_workers 0. niceness: how far workers
+    step back for other work after their first shard. num_built: shards that were there before, for ``progress``.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class PoolBuilder:
         fetch: Callable[[int], Path],
         build_here: Callable[..., dict[str, Any]],
         num_workers: int,
+        niceness: int = 0,
         num_built: int = 0,
         progress: Progress | None = None,
     ) -> None:
@@ -56,6 +57,7 @@ class PoolBuilder:
         self._tokenizer_path = tokenizer_path
         self._fetch = fetch
         self._build_here = build_here
+        self._niceness = niceness
         self._progress = progress
         self._done, self._total = num_built, num_built + len(jobs)
         self._lock = threading.Lock()
@@ -158,7 +160,10 @@ class PoolBuilder:
             if self._stopped:
                 return None
             worker = subprocess.Popen(
-                [sys.executable, "-m", "firstlight.data.build_worker", str(self._tokenizer_path), str(self._directory)],
+                [
+                    sys.executable, "-m", "firstlight.data.build_worker", str(self._tokenizer_path),
+                    str(self._directory), str(self._niceness),
+                ],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
             )  # fmt: skip
             self._workers.append(worker)

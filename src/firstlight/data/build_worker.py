@@ -1,4 +1,4 @@
-"""The worker process of ``build_pool``: ``python -m firstlight.data.build_worker TOKENIZER_JSON STORE_DIRECTORY``.
+"""The worker process of ``build_pool``: ``python -m firstlight.data.build_worker TOKENIZER_JSON STORE_DIRECTORY NICENESS``.
 
 Reads one JSON object a line, ``{"index", "name", "path"}``, tokenises that file into the store, and answers with
 ``{"index"}`` or ``{"what", "hint"}`` (an error for the user). Ends as soon as its input ends.
@@ -17,14 +17,9 @@ from firstlight.data.build import build_shard
 from firstlight.errors import FirstlightError
 from firstlight.tokens.bpe import Tokenizer
 
-# Training shares the machine with this process and must not wait for it.
-NICENESS = 10
 
-
-def main(tokenizer_path: str, directory: str) -> None:
-    """Answer jobs until standard input ends."""
-    if hasattr(os, "nice"):
-        os.nice(NICENESS)
+def main(tokenizer_path: str, directory: str, niceness: int) -> None:
+    """Answer jobs until standard input ends. niceness: how far to step back once the first shard is done."""
     jobs: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
     tokenizer: Tokenizer | None = None
@@ -42,6 +37,10 @@ def main(tokenizer_path: str, directory: str) -> None:
             answer = {"what": f"tokenising {job['name']} failed: {type(error).__name__}: {error}", "hint": ""}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+        # The first shard is waited for; after it training runs on the same cores and must not be slowed down.
+        if niceness and hasattr(os, "nice"):
+            os.nice(niceness)
+            niceness = 0
 
 
 def _read_jobs(jobs: queue.Queue[str]) -> None:
@@ -52,4 +51,4 @@ def _read_jobs(jobs: queue.Queue[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
