@@ -7,8 +7,8 @@ import torch
 
 from firstlight.errors import ConfigError
 from firstlight.eval.samples import (
-    DOCUMENTATION_PROMPTS,
-    GENERAL_PROMPTS,
+    BUILTIN_PROMPTS,
+    ENGLISH_PROMPTS,
     Sample,
     continue_prompt,
     default_prompts,
@@ -151,13 +151,13 @@ def test_values_without_meaning_are_refused() -> None:
 
 
 def test_prompts_suit_the_data() -> None:
-    assert default_prompts("builtin") is DOCUMENTATION_PROMPTS
-    assert default_prompts("my_texts/") is GENERAL_PROMPTS
-    for prompts in (DOCUMENTATION_PROMPTS, GENERAL_PROMPTS):
+    assert default_prompts("builtin") is BUILTIN_PROMPTS
+    assert default_prompts("my_texts/") is ENGLISH_PROMPTS
+    for prompts in (BUILTIN_PROMPTS, ENGLISH_PROMPTS):
         assert len(set(prompts)) == 7
         # A space at the end would be a token of its own, which training text hardly has.
         assert all(prompt == prompt.strip() for prompt in prompts)
-    assert GENERAL_PROMPTS[0] == "The capital of France is"
+    assert ENGLISH_PROMPTS[0] == "The capital of France is"
 
 
 def test_no_text_can_leave_its_fence() -> None:

@@ -12,7 +12,7 @@ from firstlight.model.gpt import GPT
 from firstlight.tokens.bpe import Tokenizer
 from firstlight.tokens.stream import StreamDecoder
 
-GENERAL_PROMPTS = (
+ENGLISH_PROMPTS = (
     "The capital of France is",
     "Water boils when",
     "The opposite of dark is",
@@ -23,7 +23,7 @@ GENERAL_PROMPTS = (
 )
 """For models trained on general English. The first is the seed's."""
 
-DOCUMENTATION_PROMPTS = (
+BUILTIN_PROMPTS = (
     "Return the",
     "The function",
     "Raises ValueError if",
@@ -57,7 +57,7 @@ class Sample:
 
 def default_prompts(data: str) -> tuple[str, ...]:
     """Prompts that suit a model trained on ``data`` (as after ``--data``)."""
-    return DOCUMENTATION_PROMPTS if data == "builtin" else GENERAL_PROMPTS
+    return BUILTIN_PROMPTS if data == "builtin" else ENGLISH_PROMPTS
 
 
 def fit_prompt(prompt_ids: Sequence[int], *, bos_id: int, context: int, max_new_tokens: int) -> tuple[list[int], int]:
