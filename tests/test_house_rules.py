@@ -275,6 +275,12 @@ def recorded(self, key):
     return original(self, key)
 type(os.environ).__getitem__ = recorded
 
+start_thread = threading.Thread.start
+def start(self):
+    events.append(f"thread {self.name}")
+    start_thread(self)
+threading.Thread.start = start
+
 before = state()
 out, err = io.StringIO(), io.StringIO()
 sys.addaudithook(hook)
