@@ -361,20 +361,25 @@ def command_lines() -> Iterator[tuple[str, str, bool]]:
 
 
 def arguments_of(line: str) -> list[str] | None:
-    """Words after ``firstlight`` of a shell line, or None where the line runs something else."""
+    """Words after the first ``firstlight`` of a shell line, or None where the line runs something else."""
     try:
         words = shlex.split(line.strip().removeprefix("$ "), comments=True)
     except ValueError:
         return None
-    for end, word in enumerate(words):
-        if word in ("|", ">", "2>", "&&", ";", "&"):
-            words = words[:end]
-            break
-    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-        words = words[1:]
-    if "-m" in words and words[words.index("-m") + 1 :][:1] == ["firstlight"]:
-        return words[words.index("-m") + 2 :]
-    return words[1:] if words and words[0].rsplit("/", 1)[-1] == "firstlight" else None
+    stages: list[list[str]] = [[]]
+    for word in words:
+        if word in ("|", ">", ">>", "2>", "&&", ";", "&"):
+            stages.append([])
+        else:
+            stages[-1].append(word)
+    for stage in stages:
+        while stage and re.fullmatch(r"[A-Z_]+=\S*", stage[0]):
+            stage = stage[1:]
+        if "-m" in stage and stage[stage.index("-m") + 1 :][:1] == ["firstlight"]:
+            return stage[stage.index("-m") + 2 :]
+        if stage and stage[0].rsplit("/", 1)[-1] == "firstlight":
+            return stage[1:]
+    return None
 
 
 COMMANDS = sorted(
