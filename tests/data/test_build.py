@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from firstlight.data import build
-from firstlight.data.build import build_store, parse_shard_range, prepare_store, start_build, store_directory
+from firstlight.data.build import build_store, parse_shard_range, prepare_store, store_directory
 from firstlight.data.sources.base import Source, SourceShard
 from firstlight.data.sources.directory import open_directory
-from firstlight.data.store import FAILURE_FILE, TokenStore
+from firstlight.data.store import TokenStore
 from firstlight.errors import ConfigError, DataError
 from firstlight.tokens.bpe import Tokenizer
 
@@ -180,86 +178,6 @@ def test_a_line_of_ten_megabytes_works(make_source, tmp_path, byte_tokenizer):
     assert shard.num_text_bytes.tolist() == [11, 11 * 950_000]
 
 
-def test_start_build_returns_at_once_and_builds_what_is_wanted_first(
-    three_files, byte_tokenizer, tmp_path, monkeypatch
-):
-    built = []
-
-    def slow(path, *, name, **rest):
-        time.sleep(0.2)
-        built.append(name)
-        return real(path, name=name, **rest)
-
-    real = build.build_shard
-    monkeypatch.setattr(build, "build_shard", slow)
-    start = time.perf_counter()
-    with start_build(three_files, byte_tokenizer, cache_dir=tmp_path / "c", num_workers=0, order=[1]) as store:
-        assert time.perf_counter() - start < 0.15
-        store.shard(2)
-        assert built == ["part_1.jsonl", "part_2.jsonl"]
-        store.shard(0)
-
-
-def test_the_builders_failure_reaches_who_waits(three_files, byte_tokenizer, tmp_path):
-    path = three_files.shards[1].path
-    path.write_text('{"words": "no text field"}\n{broken\n')
-    with pytest.raises(DataError, match=r"part_1.jsonl"):
-        build_store(three_files, byte_tokenizer, cache_dir=tmp_path / "c", num_workers=1)
-    directory = store_directory(three_files, byte_tokenizer, cache_dir=tmp_path / "c")
-    assert "part_1.jsonl" in json.loads((directory / FAILURE_FILE).read_text())["what"]
-    with pytest.raises(DataError, match=r"part_1.jsonl"):
-        TokenStore.open(directory, wait=True).shard(1)
-    path.write_text('{"text": "mended"}\n')
-    assert build_store(open_directory(path.parent), byte_tokenizer, cache_dir=tmp_path / "c", num_workers=1).is_complete
-
-
-def test_a_killed_worker_is_an_error_and_not_a_hang(make_source, tmp_path, byte_tokenizer):
-    source = make_source([["x" * 100], ["some words " * 3_000_000]])
-    store = start_build(source, byte_tokenizer, cache_dir=tmp_path / "c", num_workers=1)
-    store.shard(0)
-    for worker in store._builder._workers:
-        os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"part_1.jsonl ended by signal 9"):
-        store.shard(1)
-    store.close()
-
-
-PARENT = """
-import sys, time
-from pathlib import Path
-from firstlight.data.build import start_build
-from firstlight.data.sources.directory import open_directory
-from firstlight.tokens.bpe import Tokenizer
-store = start_build(open_directory(Path(sys.argv[1])), Tokenizer([bytes([b]) for b in range(256)]),
-                    cache_dir=Path(sys.argv[2]), num_workers=1)
-store.shard(0)
-print(store._builder._workers[0].pid, flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks the worker up in /proc")
-def test_a_worker_does_not_outlive_a_killed_parent(make_source, tmp_path):
-    source = make_source([["x" * 100], ["some words " * 3_000_000]])
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(source.shards[0].path.parent), str(tmp_path / "c")],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    worker = int(parent.stdout.readline())
-    parent.kill()
-    parent.wait()
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{worker}").exists() and " Z " not in Path(f"/proc/{worker}/stat").read_text():
-        assert time.monotonic() < deadline, "the worker still runs"
-        time.sleep(0.05)
-    parent.stdout.close()
-
-
-def test_a_worker_never_imports_torch():
-    code = "import sys, firstlight.data.build_worker; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 @pytest.mark.parametrize(("number", "word"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "FIRSTLIGHT_CACHE")])
 def test_a_full_or_forbidden_disk_is_one_clear_message(
     three_files, byte_tokenizer, tmp_path, monkeypatch, number, word
@@ -313,11 +231,3 @@ def test_remote_shards_are_fetched_only_when_they_are_built(three_files, byte_to
     assert store.pinned_val_shard == "part_1.jsonl"
     build_store(source, byte_tokenizer, cache_dir=tmp_path / "c", num_workers=0)
     assert len(fetched) == 3
-
-
-def test_progress_counts_shards(three_files, byte_tokenizer, tmp_path):
-    seen = []
-    build_store(
-        three_files, byte_tokenizer, cache_dir=tmp_path, num_workers=0, progress=lambda *args: seen.append(args)
-    )
-    assert seen == [("tokenising", i, 3) for i in (1, 2, 3)]
