@@ -51,8 +51,8 @@ def orthogonalize(
     dtype: of the matrix products and of the result. bfloat16 where the hardware multiplies it fast: the polynomials damp
     their own rounding errors. A zero matrix stays zero.
 
-    With Polar Express every singular value above 1e-3 of the matrix's Frobenius norm ends within about 3 % of 1 in
-    float32; smaller ones are raised by at most a factor of about 1000.
+    Polar Express sends every singular value above 1e-3 of the matrix's Frobenius norm into [0.876, 1.124]; smaller ones
+    are raised by at most a factor of about 1000. The classic quintic's band is [0.68, 1.13] for values above 1e-2.
     """
     norms_K11 = torch.linalg.matrix_norm(updates_KMN, keepdim=True)
     if safety:
