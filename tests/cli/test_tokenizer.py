@@ -78,6 +78,19 @@ def test_train_names_the_mistake(
     assert not (tmp_path / "t.json").exists()
 
 
+def test_train_refuses_bad_sizes_before_any_text_is_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from firstlight.data.sources import resolve
+
+    def fetch(*args: object, **kwargs: object) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(resolve, "open_source", fetch)
+    assert run(["tokenizer", "train", "--vocab-size", "100", "--out", str(tmp_path / "t.json")]) == 2
+    assert "the smallest is 266" in capsys.readouterr().err
+
+
 def test_train_refuses_to_replace_a_file_unless_forced(
     texts: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

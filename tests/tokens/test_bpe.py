@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import subprocess
 import sys
@@ -30,8 +31,9 @@ def _ordinary(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def test_training_makes_the_merges_of_the_plain_trainer(oracle: SimpleNamespace, corpus: list[str]) -> None:
-    tokenizer = train_tokenizer(corpus, vocab_size=450, max_bytes=None)
-    assert _ordinary(tokenizer) == oracle.train(corpus, num_ranks=441, pattern=SPLIT_PATTERN)
+    texts = corpus[::3]
+    tokenizer = train_tokenizer(texts, vocab_size=450, max_bytes=None)
+    assert _ordinary(tokenizer) == oracle.train(texts, num_ranks=441, pattern=SPLIT_PATTERN)
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,7 +72,7 @@ def test_same_texts_give_the_same_tokenizer_on_one_thread_in_another_process(tok
     from firstlight.tokens.samples import SAMPLES
 
     here = train_tokenizer(SAMPLES.values(), vocab_size=700, max_bytes=None).content_hash
-    env = {"RAYON_NUM_THREADS": "1"}
+    env = {**os.environ, "RAYON_NUM_THREADS": "1"}
     there = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
     assert there.stdout.strip() == here
 
