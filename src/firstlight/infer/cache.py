@@ -1,6 +1,7 @@
 """The key/value cache: what attention needs of the tokens before, so that a new token costs one token's work.
 
-Shapes: L layers, B rows, G key/value heads, M positions that there is room for, K head size, T new tokens, S tokens held.
+Shapes: L layers, B rows, G key/value heads, M positions that there is room for, K head size, T new tokens, S tokens
+held.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ PREFILL_CHUNK = 512
 def decoding_copy(model: GPT) -> GPT:
     """A model for decoding: block and head weights already in the compute dtype, so no step casts them again.
 
-    Logits are the same to the bit, since the same cast happens once instead of on each step. In float32 nothing is copied:
-    the weights are shared. The given model is not changed in any way.
+    Logits are the same to the bit, since the same cast happens once instead of on each step. In float32 nothing is
+    copied: the weights are shared. The given model is not changed in any way.
     """
     with torch.device("meta"):
         copy = GPT(model.config, compute_dtype=model.compute_dtype)
@@ -52,8 +52,10 @@ def prefill(model: GPT, inputs_BT: torch.Tensor, cache: KVCache, *, chunk: int =
 class Generation(Iterator[list[int]]):
     """Samples that continue one prompt: each ``next`` gives one id per sample.
 
-    A sample that has met a stop id repeats that id until all samples have finished; its ``finish_reasons`` entry says so.
-    The iterator ends when all have met a stop id, after max_new_tokens, or when the model's context is full.
+    A sample that has met a stop id repeats that id until all samples have finished. The iterator ends when all have met
+    a stop id, after max_new_tokens, or when the model's context is full.
+
+    finish_reasons: for each sample ``stop_id``, ``max_new_tokens`` or ``context_full``, and None while it goes on.
     """
 
     def __init__(
@@ -163,11 +165,11 @@ def generate(
 ) -> Generation:
     """Continue a prompt ``num_samples`` times, independently: an iterator that gives one id per sample per step.
 
-    The prompt is read once and shared. The same seed gives the same ids. See `Generation` for how it ends: when the context
-    is full it stops and says so (``finish_reasons``), it does not slide.
+    The prompt is read once and shared. The same seed gives the same ids. When the context is full it stops and says so
+    (``finish_reasons`` of the `Generation`); it does not slide.
 
-    Training is not touched: the model's weights, its mode and the global random state stay as they are, and gradients are
-    not switched off for the caller between two steps.
+    Training is not touched: the model's weights, its mode and the global random state stay as they are, and gradients
+    are not switched off for the caller between two steps.
 
     Raises ConfigError, before any work, for an empty prompt, one that is longer than the context or has ids outside the
     vocabulary, and for sampling values without meaning.

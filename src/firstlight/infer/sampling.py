@@ -36,7 +36,7 @@ def sample(
     top_k: only the k largest logits can be chosen; 0 or None is off, and so is a k beyond the vocabulary.
     top_p: only the smallest set of likeliest ids whose probabilities reach p can be chosen (Holtzman et al. 2020,
         arXiv 1904.09751); 1 or None is off. Taken after top_k and temperature. The likeliest id always stays.
-    generator: source of randomness, on the logits' device. Needed for a temperature above 0: the global one is never used.
+    generator: source of randomness, on the logits' device. Needed above temperature 0: the global one is never used.
 
     Raises ConfigError for values without meaning, and for logits that are not finite.
     """

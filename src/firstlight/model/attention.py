@@ -1,57 +1,71 @@
 """Causal attention: one function, two kernels behind it that give the same result.
 
-Shapes: B rows, T query tokens, S key tokens (those before, and the T themselves), H query heads, G key/value heads, K head
-size, R = H/G query heads that share a key/value head, N query tokens of one block, M key tokens that a block can see.
+Shapes: B rows, T query tokens, S key tokens (those before, and the T themselves), H query heads, G key/value heads,
+K head size, R = H/G query heads that share a key/value head, N query tokens of one block, M key tokens it sees.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch.nn import functional
+
+Kernel = Literal["sdpa", "blocked"]
 
 BLOCK_ROWS = 128
 """Query tokens in a block of the ``blocked`` kernel. Measured with 64, 128 and 256: docs/model.md."""
 
 MAX_BLOCKS = 8
-"""Blocks are unrolled in compiled code, so more of them would cost compile time (and long rows are what flash is good at)."""
+"""Blocks are unrolled in compiled code, so more of them would cost compile time."""
 
 
 def attend(
-    q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int = 0, kernel: str = "sdpa"
+    q_BHTK: torch.Tensor,
+    k_BGSK: torch.Tensor,
+    v_BGSK: torch.Tensor,
+    *,
+    num_past: int = 0,
+    kernel: Kernel | None = None,
 ) -> torch.Tensor:
     """Each query's softmax-weighted mean of the values at its own and earlier positions, (B,H,T,K).
 
-    Scores are ``q . k / sqrt(K)`` (Vaswani et al. 2017, arXiv 1706.03762); query t sees the keys up to ``num_past + t``.
+    Scores are ``q . k / sqrt(K)`` (Vaswani et al. 2017, arXiv 1706.03762); query t sees the keys up to num_past + t.
 
-    num_past: keys that come before the first query (0 in training, the cache's length while decoding): S = num_past + T.
-    kernel: ``sdpa`` or ``blocked`` (see `choose_kernel`). A single query always takes ``sdpa``: it needs no mask.
+    num_past: keys before the first query (0 in training, the cache's length while decoding): S = num_past + T.
+    kernel: one kernel, for tests and measurements; None takes the one of `choose_kernel`.
     """
     assert k_BGSK.shape[2] == num_past + q_BHTK.shape[2], "keys must be the past ones and the queries' own"
-    if kernel == "blocked" and q_BHTK.shape[2] > 1:
+    if kernel is None:
+        kernel = _kernel_for(q_BHTK.device.type, q_BHTK.dtype, q_BHTK.shape[2])
+    if kernel == "blocked":
         return _attend_blocked(q_BHTK, k_BGSK, v_BGSK, num_past=num_past)
     return _attend_sdpa(q_BHTK, k_BGSK, v_BGSK, num_past=num_past)
 
 
-def choose_kernel(
-    *, device_type: str, compute_dtype: torch.dtype, seq_len: int, head_dim: int, compiled: bool
-) -> tuple[str, str]:
-    """Name of the attention kernel for training rows of ``seq_len``, and the reason in one sentence, for the log.
+def choose_kernel(*, device_type: str, compute_dtype: torch.dtype, seq_len: int) -> tuple[Kernel, str]:
+    """The kernel that `attend` takes for rows of ``seq_len`` tokens, and the reason in one sentence, for the log.
 
-    The rule is a measurement (docs/model.md), not a theory: on a CPU, torch's flash kernel runs its small products below the
-    rate of a plain batched matmul, more so the larger the head.
+    The rule is a measurement (docs/model.md), not a theory: on a CPU, torch's flash kernel runs its small products
+    below the rate of a plain batched matmul, and a short row's scores are small enough to be written out.
     """
+    kernel = _kernel_for(device_type, compute_dtype, seq_len)
     if device_type != "cpu":
-        return "sdpa", f"attention sdpa: torch chooses a fused kernel on {device_type}"
-    if not compiled:
-        return "sdpa", "attention sdpa: without torch.compile the blocked kernel's softmax is not fused"
-    if compute_dtype != torch.bfloat16:
-        return "sdpa", "attention sdpa: the blocked kernel was measured to win in bf16 only"
-    if seq_len > MAX_BLOCKS * BLOCK_ROWS:
-        return "sdpa", f"attention sdpa: rows of {seq_len} tokens are longer than {MAX_BLOCKS} blocks of {BLOCK_ROWS}"
-    return "blocked", (
-        f"attention blocked: compiled matmul-softmax-matmul over blocks of {BLOCK_ROWS} queries beats the CPU's flash kernel "
-        f"in bf16 for rows of {seq_len} and heads of {head_dim}"
-    )
+        reason = f"torch has fused kernels on {device_type}"
+    elif compute_dtype != torch.bfloat16:
+        reason = "in float32 on a CPU the blocked kernel was not faster at every head size"
+    elif kernel == "blocked":
+        reason = f"blocks of {BLOCK_ROWS} queries beat the CPU's flash kernel in bf16 at {seq_len} tokens"
+    elif seq_len == 1:
+        reason = "a single query needs no mask"
+    else:
+        reason = f"rows of {seq_len} tokens are longer than {MAX_BLOCKS} blocks of {BLOCK_ROWS}"
+    return kernel, f"attention {kernel}: {reason}"
+
+
+def _kernel_for(device_type: str, dtype: torch.dtype, num_queries: int) -> Kernel:
+    is_short_row = 1 < num_queries <= MAX_BLOCKS * BLOCK_ROWS
+    return "blocked" if device_type == "cpu" and dtype == torch.bfloat16 and is_short_row else "sdpa"
 
 
 def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:
@@ -61,6 +75,16 @@ def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> torch.
     [[1, 1, 0], [1, 1, 1]]
     """
     return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+
+
+def blocked_scores(seq_len: int) -> int:
+    """Scores that the blocked kernel computes for one head of one row: those of each block with the keys up to its end.
+
+    >>> blocked_scores(256) / 256**2
+    0.75
+    """
+    ends = [min(seq_len, first + BLOCK_ROWS) for first in range(0, seq_len, BLOCK_ROWS)]
+    return sum((end - first) * end for first, end in zip(range(0, seq_len, BLOCK_ROWS), ends, strict=True))
 
 
 def _attend_sdpa(q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int) -> torch.Tensor:
@@ -76,7 +100,7 @@ def _attend_sdpa(q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tenso
 def _attend_blocked(q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int) -> torch.Tensor:
     """Matmul, softmax, matmul for one block of queries after another, each against the keys that it can see.
 
-    With T/128 blocks the share of the T*T scores that is computed is 1/2 + 64/T: 0.75 for T = 256, 0.63 for T = 512.
+    Of the T*T scores, 0.75 are computed for T = 256 and 0.63 for T = 512 (`blocked_scores`); 0.5 are needed.
     """
     B, H, T, K = q_BHTK.shape
     G = k_BGSK.shape[1]

@@ -6,7 +6,7 @@ One multiply-add is two FLOPs.
 
 from __future__ import annotations
 
-from firstlight.model.attention import BLOCK_ROWS
+from firstlight.model.attention import blocked_scores
 from firstlight.model.gpt import GPTConfig
 
 
@@ -39,20 +39,20 @@ def num_scaling_params(config: GPTConfig) -> int:
 def flops_per_token(config: GPTConfig, seq_len: int) -> int:
     """Training FLOPs of one token, forward and backward: ``6 * matmul parameters + 12 * L * D * T``.
 
-    The convention of PaLM (Chowdhery et al. 2022, arXiv 2204.02311, appendix B), which most published MFU figures use: it
-    counts the whole T x T square of attention although half of it is masked. Recomputed activations, norms, softmax and
-    the optimizer are not counted.
+    The convention of PaLM (Chowdhery et al. 2022, arXiv 2204.02311, appendix B), which most published MFU figures use:
+    it counts the whole T x T square of attention although half of it is masked. Recomputed activations, norms, softmax
+    and the optimizer are not counted.
     """
     return 6 * num_matmul_params(config) + 12 * config.n_layer * config.n_embd * seq_len
 
 
 def flops_per_token_causal(config: GPTConfig, seq_len: int) -> int:
-    """As `flops_per_token`, with the scores that causality needs only: token t sees t + 1 keys, (T + 1) / 2 on average."""
+    """As `flops_per_token`, but with the scores that are not masked only: (T + 1) / 2 keys for a token on average."""
     return 6 * num_matmul_params(config) + 6 * config.n_layer * config.n_embd * (seq_len + 1)
 
 
 def decode_flops_per_token(config: GPTConfig, context_len: int) -> int:
-    """FLOPs to decode one token that sees ``context_len`` keys, itself included: ``2 * matmul parameters + 4 * L * D * S``."""
+    """FLOPs to decode a token with S = context_len keys, its own included: ``2 * matmul params + 4 * L*D*S``."""
     return 2 * num_matmul_params(config) + 4 * config.n_layer * config.n_embd * context_len
 
 
@@ -62,7 +62,7 @@ def weights_bytes(config: GPTConfig) -> int:
 
 
 def optimizer_bytes(config: GPTConfig) -> int:
-    """Bytes of optimizer state: 8 a parameter for embedding and head (AdamW, two moments), 4 for the matrices (Muon, one).
+    """Bytes of optimizer state: 8 a parameter for embedding and head (AdamW: two moments), 4 for the rest (Muon: one).
 
     Muon's variance reduction adds one number a row, which is left out (less than 1 %).
     """
@@ -71,7 +71,7 @@ def optimizer_bytes(config: GPTConfig) -> int:
 
 
 def kv_cache_bytes(config: GPTConfig, *, batch_rows: int, seq_len: int, cache_bytes: int = 2) -> int:
-    """Bytes of the keys and values of ``batch_rows`` contexts of ``seq_len`` tokens: ``2 * L * B * G * T * K`` numbers."""
+    """Bytes of the keys and values of B = batch_rows contexts of T = seq_len tokens: ``2 * L*B*G*T*K`` numbers."""
     return 2 * config.n_layer * batch_rows * config.n_kv_head * seq_len * config.head_dim * cache_bytes
 
 
@@ -89,6 +89,7 @@ def activation_bytes(
     Counted for eager execution; compiled code keeps about a tenth less. Left out: the loss (it has its own bound), the
     copies of the weights in the compute dtype, and what the backward pass holds for a moment.
 
+    attention_kernel: ``sdpa`` or ``blocked`` (`firstlight.model.attention.choose_kernel`).
     compute_bytes: bytes of a number in the compute dtype. What norms and rotation keep is float32 whatever it is.
     checkpoint_activations: each block keeps its input only, and one block at a time is recomputed.
     """
@@ -100,11 +101,13 @@ def activation_bytes(
     compute_numbers = 2 * D + (D + 2 * kv_width) + D + 8 * D
     block = 4 * float32_numbers + compute_bytes * compute_numbers
     if attention_kernel == "blocked":
-        # Weights of all visible keys in float32 and in the compute dtype, and the scaled queries.
-        block += H * (T + BLOCK_ROWS) // 2 * (4 + compute_bytes) + compute_bytes * D
+        # Weights of the keys that a block sees, in float32 and (where that is another) in the compute dtype; scaled queries.
+        weight_bytes = 4 + (compute_bytes if compute_bytes != 4 else 0)
+        block += H * blocked_scores(T) // T * weight_bytes + compute_bytes * D
+    # Rows of the embedding and the last hidden states before their norms, and what the trunk returns.
     ends = 4 * 2 * D + compute_bytes * D
     if checkpoint_activations:
         blocks = config.n_layer * compute_bytes * D + block
     else:
         blocks = config.n_layer * block
-    return batch_rows * seq_len * (blocks + ends)
+    return batch_rows * T * (blocks + ends)

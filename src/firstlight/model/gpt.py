@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from firstlight.errors import ConfigError, Problems
-from firstlight.model.attention import attend
+from firstlight.model.attention import Kernel, attend
 from firstlight.model.precision import Embedding, Linear, rms_norm
 from firstlight.model.rope import rope_tables, rotate
 
@@ -149,7 +149,7 @@ class Attention(nn.Module):
         *,
         layer: int,
         cache: Cache | None,
-        kernel: str,
+        kernel: Kernel | None,
     ) -> torch.Tensor:
         B, T, D = x_BTD.shape
         q_BTHK = self.c_q(x_BTD).view(B, T, self.n_head, self.head_dim)
@@ -196,7 +196,7 @@ class Block(nn.Module):
         *,
         layer: int,
         cache: Cache | None,
-        kernel: str,
+        kernel: Kernel | None,
     ) -> torch.Tensor:
         x_BTD = x_BTD + self.attn(rms_norm(x_BTD), cos_TJ, sin_TJ, layer=layer, cache=cache, kernel=kernel)
         return x_BTD + self.mlp(rms_norm(x_BTD))
@@ -217,7 +217,7 @@ class GPT(nn.Module):
     compute_dtype: dtype of matmuls and of the hidden states.
     checkpoint_activations: keep only each block's input for the backward pass and compute the rest again there
         (Chen et al. 2016, arXiv 1604.06174): about a third more work, a fraction of the memory, the same gradients.
-    attention_kernel: see `firstlight.model.attention.choose_kernel`.
+    attention_kernel: one kernel, for tests and measurements; None leaves it to `choose_kernel` in attention.py.
     """
 
     rope_cos: torch.Tensor
@@ -228,7 +228,7 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = compute_dtype
         self.checkpoint_activations = False
-        self.attention_kernel = "sdpa"
+        self.attention_kernel: Kernel | None = None
         self.transformer = Transformer(config, compute_dtype=compute_dtype)
         self.lm_head = Linear(config.n_embd, config.vocab_size, compute_dtype=compute_dtype)
         # Not saved: they follow from the config.
@@ -248,8 +248,8 @@ class GPT(nn.Module):
     def embed(self, inputs_BT: torch.Tensor) -> torch.Tensor:
         """Embedding and norm, (B,T) int64 -> (B,T,D).
 
-        Apart from `trunk` and never compiled: on a CPU its backward pass is deterministic as it stands, while compiled code
-        adds rows with atomics, in an order that changes from run to run.
+        Apart from `trunk` and never compiled: on a CPU its backward pass is deterministic as it stands, while compiled
+        code adds rows with atomics, in an order that changes from run to run.
         """
         return rms_norm(self.transformer.wte(inputs_BT)).to(self.compute_dtype)
 
@@ -284,13 +284,13 @@ class GPT(nn.Module):
         return rms_norm(x_BTD)
 
     def hidden(self, inputs_BT: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """What the head reads, (B,T) int64 -> (B,T,D). Never makes logits, so a loss can take them in chunks of rows."""
+        """What the head reads, (B,T) int64 -> (B,T,D). Makes no logits, so a loss can take them in chunks of rows."""
         return self.trunk(self.embed(inputs_BT), cache)
 
     def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Head and soft cap, (..., D) -> (..., V) float32, within +-softcap.
 
-        The cap (Gemma Team 2024, arXiv 2408.00118) is taken in float32: bfloat16 has 8 bits, and tanh near 1 needs more.
+        The cap (Gemma 2, arXiv 2408.00118) is taken in float32: bfloat16 has 8 bits, and tanh near 1 needs more.
         """
         z_BTV = self.lm_head(x_BTD).float()
         return self.config.softcap * torch.tanh(z_BTV / self.config.softcap)

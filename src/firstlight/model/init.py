@@ -30,12 +30,12 @@ class InitRow:
 INIT_TABLE: tuple[InitRow, ...] = (
     InitRow(
         r"transformer\.wte\.weight", "normal", 1.0,
-        "the norm behind it removes the scale, so only the directions matter; the scale decides how fast a rate turns them",
+        "the norm behind it takes the scale away; the scale decides how fast a learning rate turns the vectors",
         "nanochat gpt.py, 2025",
     ),
     InitRow(
         r"lm_head\.weight", "normal", 0.001,
-        "logits start at about 0.001 * sqrt(n_embd), so the loss starts at ln(vocab_size), and gradients reach the trunk at once",
+        "logits start at 0.001 * sqrt(n_embd), so the loss starts at ln(vocab_size), yet gradients reach the trunk",
         "nanochat gpt.py, 2025",
     ),
     InitRow(
