@@ -58,6 +58,12 @@ def test_run_json_is_strict_even_when_a_score_is_infinite(tmp_path):
     assert json.loads(path.read_text(), parse_constant=pytest.fail)["final"]["val_bpb"] is None
 
 
+def test_a_path_that_is_not_utf8_survives(tmp_path):
+    path = os.fsdecode(b"/texts/caf\xe9")
+    write_run(tmp_path, new_record("d4", config={"data": path}))
+    assert read_run(tmp_path).config["data"] == path
+
+
 def test_an_interrupted_write_leaves_the_old_record(tmp_path, monkeypatch):
     first = new_record("d4")
     write_run(tmp_path, first)

@@ -109,7 +109,8 @@ def write_run(run_dir: Path, record: RunRecord) -> Path:
     """Write ``run.json`` in one move: a reader sees the old record or the new one. Returns its path. Raises OSError."""
     path = run_dir / RECORD_FILE
     temporary = path.with_name(RECORD_FILE + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as out:
+    # backslashreplace: a path that is not UTF-8 holds lone surrogates, and what this makes of them is JSON's own escape.
+    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as out:
         json.dump(record.to_dict(), out, indent=2, ensure_ascii=False, allow_nan=False)
         out.write("\n")
         out.flush()

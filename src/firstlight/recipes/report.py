@@ -116,7 +116,7 @@ def render_page(record: RunRecord, rows: Sequence[Row], *, damaged: Sequence[str
 
 def _loss_chart(record: RunRecord, rows: Sequence[Row]) -> Chart:
     points = _series(rows, "loss_nats")
-    vocab_size = next((v for k, v in flatten(record.config).items() if k.rsplit(".", 1)[-1] == "vocab_size"), None)
+    vocab_size = _settings(record).get("vocab_size")
     level = None
     if isinstance(vocab_size, int) and vocab_size > 1:
         level = (math.log(vocab_size), f"guessing: ln {vocab_size:,} = {math.log(vocab_size):.2f}")
@@ -248,7 +248,7 @@ def _details(record: RunRecord, rows: Sequence[Row]) -> str:
         if key.endswith("_bytes") and value:
             hardware[key.removesuffix("_bytes")] = format_bytes(value)
         elif key.endswith("_flops_per_s") and value:
-            hardware[key.removesuffix("_flops_per_s")] = f"{format_count(value)}FLOP/s"
+            hardware[key.removesuffix("_flops_per_s")] = f"{value / 1e12:,.3g} TFLOP/s"
         else:
             hardware[key] = value
     machine = {"device": record.device, "dtype": record.dtype, "processes": record.world_size, **hardware}
@@ -278,7 +278,7 @@ def _details(record: RunRecord, rows: Sequence[Row]) -> str:
     parts.append(_table("Versions", _escaped(record.versions)))
     return (
         '<h2>Settings and origin</h2><div class="two">'
-        + _table("Settings", _escaped(flatten(record.config)))
+        + _table("Settings", _escaped({k: v for k, v in flatten(record.config).items() if v is not None}))
         + f'<div class="stack">{"".join(parts)}</div></div>'
     )
 
@@ -308,7 +308,7 @@ def _escaped(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _about(record: RunRecord) -> list[str]:
-    settings = {key.rsplit(".", 1)[-1]: value for key, value in flatten(record.config).items()}
+    settings = _settings(record)
     about = []
     if settings.get("depth") is not None:
         about.append(f"depth {settings['depth']}")
@@ -323,6 +323,11 @@ def _about(record: RunRecord) -> list[str]:
         about.append(f"{count} thread{'s' if count != 1 else ''}")
     about.append(record.dtype)
     return about
+
+
+def _settings(record: RunRecord) -> dict[str, Any]:
+    """Settings by their last name (``vocab_size`` of ``model.vocab_size``), without those that are not set."""
+    return {key.rsplit(".", 1)[-1]: value for key, value in flatten(record.config).items() if value is not None}
 
 
 def _breakable(name: str) -> str:

@@ -20,7 +20,8 @@ def samples_by_step(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[t
     found: dict[int, dict[str, str]] = {}
     for row in rows:
         if row.get("kind") == "sample" and isinstance(row.get("step"), int):
-            found.setdefault(row["step"], {})[str(row.get("prompt", ""))] = str(row.get("completion", ""))
+            for sample in row.get("samples") or ():
+                found.setdefault(row["step"], {})[str(sample.get("prompt", ""))] = str(sample.get("completion", ""))
     return [(step, list(found[step].items())) for step in sorted(found, reverse=True)]
 
 

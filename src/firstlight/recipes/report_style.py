@@ -63,8 +63,9 @@ header{padding-top:30px} .top{display:flex;gap:14px;align-items:center;flex-wrap
 .sub{color:var(--soft);margin:8px 0 0}
 .verdict{display:grid;grid-template-columns:minmax(280px,5fr) 7fr;gap:20px;margin:24px 0 20px}
 .card{background:var(--card);border:1px solid var(--line);border-radius:14px;min-width:0}
-.score{padding:20px 22px} .score .what,.tile dt{color:var(--soft);font-size:14px;margin:0}
-.score .value{font-size:46px;line-height:1.15;font-weight:700;letter-spacing:-.03em;
+.score{padding:20px 22px;display:flex;flex-direction:column;justify-content:center} .score .what,.tile
+dt{color:var(--soft);font-size:14px;margin:0} .score
+.value{font-size:46px;line-height:1.15;font-weight:700;letter-spacing:-.03em;
  font-variant-numeric:tabular-nums;margin:2px 0 6px}
 .score .value small{font-size:20px;font-weight:500;color:var(--soft);letter-spacing:0;white-space:nowrap}
 .score p{margin:0;color:var(--soft);font-size:14.5px}
@@ -105,8 +106,8 @@ footer{color:var(--soft);font-size:13.5px;padding-top:34px;padding-bottom:40px}
  """
     + f":root{{color-scheme:light;{_LIGHT} --page:#fff}}"
     + """
- body{font-size:11pt} main,header,footer{max-width:none;padding-left:0;padding-right:0} .wide{display:block}
- .narrow{display:none}
+ body{font-size:10.5pt} .tile dd{font-size:13pt} .score .value{font-size:28pt}
+ main,header,footer{max-width:none;padding-left:0;padding-right:0} .wide{display:block} .narrow{display:none}
  .verdict{grid-template-columns:5fr 7fr} .charts,.two,.samples{grid-template-columns:1fr 1fr;gap:10px}
  .tiles{grid-template-columns:repeat(3,1fr)}
  .card{break-inside:avoid;border-radius:6px} h2{break-after:avoid} .dawn{print-color-adjust:exact;
@@ -123,7 +124,7 @@ document.querySelectorAll('.chart').forEach(chart=>{
  const plot=chart.querySelector('.plot'),path=plot&&[...plot.querySelectorAll('.curve')].pop();if(!path)return;
  const points=path.getAttribute('d').slice(1).split('L').map(p=>p.split(',').map(Number));
  const [x0,x1,y0,y1]=plot.dataset.range.split(' ').map(Number),[left,w,h]=plot.dataset.box.split(' ').map(Number);
- const make=(tag)=>document.createElementNS('http://www.w3.org/2000/svg',tag),group=make('g'),line=make('line'),
+ const make=(tag)=>document.createElementNS(chart.namespaceURI,tag),group=make('g'),line=make('line'),
  dot=make('circle'),text=make('text');
  group.setAttribute('class','hover');line.setAttribute('y1',0);line.setAttribute('y2',h);dot.setAttribute('r',4);
  text.setAttribute('y',14);

@@ -135,7 +135,7 @@ def draw_chart(
     def py(y: float) -> float:
         return plot_h - (y - y_low) / (y_high - y_low) * plot_h
 
-    y_ticks = nice_ticks(y_low, y_high, max(3, plot_h // 42))
+    y_ticks = nice_ticks(y_low, y_high, max(3, plot_h // 34))
     y_text = _formatter(y_ticks)
     for y in y_ticks:
         at = top + py(y)

@@ -14,7 +14,7 @@ kind        keys (units in the names; a key that is not known is left out or nul
 ``train``   loss_nats (mean over the step's targets), grad_norm (before clipping), lr_multiplier (0 to 1), step_time_s,
             tokens_per_s, mfu (0 to 1), elapsed_s (training time so far), eta_s, epoch, tokens_seen
 ``eval``    val_bpb (bits per byte of text), val_bpb_stderr, val_hash, tokenizer_hash, num_documents, num_bytes
-``sample``  prompt, completion (one row for each prompt)
+``sample``  samples: a list of {prompt, completion}
 ``event``   what (one sentence: a refused update, a failed save, a lost tracker), and whatever explains it
 ``run``     what ("started", "resumed", "stopped", "done"), and the facts that a continuation may change
 ==========  ==========================================================================================================
