@@ -163,8 +163,6 @@ def pack_bestfit(lengths: np.ndarray, *, row_len: int, seed: int) -> PackedRows:
             out_start.append(start)
             out_stop.append(start + taken)
             space = 0
-            if taken == 0:
-                continue
             if longer:
                 heapq.heappop(longer)
             else:
