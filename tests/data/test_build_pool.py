@@ -55,7 +55,8 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(make_source, tmp_path, byte_
     store.shard(0)
     for worker in store._builder._workers:
         os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"part_1.jsonl ended by signal 9"):
+    # The worker may not have answered for part_0 yet, though its manifest is there.
+    with pytest.raises(DataError, match=r"part_\d.jsonl ended by signal 9"):
         store.shard(1)
     store.close()
 
