@@ -99,6 +99,7 @@ def test_a_terminal_gets_a_bar_on_standard_error_that_disappears():
     assert "\x1b" not in out.getvalue()
     assert out.getvalue().startswith("step 05000/10000")
     assert console._bars is None
+    assert err.getvalue().rstrip().endswith("\x1b[2K\x1b[?25h")  # last: erase the line, show the cursor
 
 
 def test_lines_on_the_same_terminal_are_printed_above_the_bar():
@@ -166,13 +167,18 @@ def test_text_beyond_the_terminals_characters_never_crashes(is_terminal):
 
 def test_a_reader_that_left_does_not_end_the_run():
     class Closed(io.StringIO):
+        tries = 0
+
         def write(self, text):
+            self.tries += 1
             raise BrokenPipeError
 
-    console = Console(file=Closed(), error_file=Closed())
+    out, err = Closed(), Closed()
+    console = Console(file=out, error_file=err)
     console.say("a")
     console.say("b")
     console.warn("c")
+    assert out.tries == 1
 
 
 def test_the_same_warning_is_said_once_and_not_on_standard_output():
