@@ -22,33 +22,33 @@ app.command(
     help="Train a small model on the built-in text: about 5 minutes.",
 )
 
-train = App(name="train", help="Train a model.")
-train.command("firstlight.cli.train:base", name="base", help="Pretrain a base model on text.")
+train = App(name="train")
+train.command("firstlight.cli.train:base", name="base")
 
-data = App(name="data", help="Fetch, convert and measure text.")
-data.command("firstlight.cli.data:fetch", name="fetch", help="Download a hub data set, verified.")
-data.command("firstlight.cli.data:import_", name="import", help="Convert your files into verified parquet shards.")
-data.command("firstlight.cli.data:info", name="info", help="Documents, bytes, tokens, lengths, packing, hashes.")
+data = App(name="data")
+data.command("firstlight.cli.data:fetch", name="fetch")
+data.command("firstlight.cli.data:import_", name="import")
+data.command("firstlight.cli.data:info", name="info")
 
-tokenizer = App(name="tokenizer", help="Train, measure and look at a tokenizer.")
-tokenizer.command("firstlight.cli.tokenizer:train", name="train", help="Train a byte-level BPE tokenizer.")
-tokenizer.command("firstlight.cli.tokenizer:evaluate", name="eval", help="Bytes per token by script and kind of text.")
-tokenizer.command("firstlight.cli.tokenizer:show", name="show", help="Show a text cut into its tokens.")
+tokenizer = App(name="tokenizer")
+tokenizer.command("firstlight.cli.tokenizer:train", name="train")
+tokenizer.command("firstlight.cli.tokenizer:evaluate", name="eval")
+tokenizer.command("firstlight.cli.tokenizer:show", name="show")
 
-evaluate = App(name="eval", help="Score a run.")
-evaluate.command("firstlight.cli.evaluate:bpb", name="bpb", help="Bits per byte on validation documents.")
-evaluate.command("firstlight.cli.evaluate:samples", name="samples", help="What the model says to fixed prompts.")
+evaluate = App(name="eval")
+evaluate.command("firstlight.cli.evaluate:bpb", name="bpb")
+evaluate.command("firstlight.cli.evaluate:samples", name="samples")
 
-runs = App(name="runs", help="List, show and draw runs.")
-runs.command("firstlight.cli.runs:list_", name="list", help="All runs, newest first.")
-runs.command("firstlight.cli.runs:show", name="show", help="One run: settings, hashes, final numbers.")
-runs.command("firstlight.cli.runs:report", name="report", help="Write the run's report.html again.")
+runs = App(name="runs")
+runs.command("firstlight.cli.runs:list_", name="list")
+runs.command("firstlight.cli.runs:show", name="show")
+runs.command("firstlight.cli.runs:report", name="report")
 
 for group in (train, data, tokenizer, evaluate, runs):
     app.command(group)
-app.command("firstlight.cli.plan:plan", name="plan", help="Every number that follows from --depth, with its reason.")
-app.command("firstlight.cli.sample:sample", name="sample", help="Let a run's model continue a text.")
-app.command("firstlight.cli.doctor:doctor", name="doctor", help="What this machine can do, and what will be slow.")
+app.command("firstlight.cli.plan:plan", name="plan")
+app.command("firstlight.cli.sample:sample", name="sample")
+app.command("firstlight.cli.doctor:doctor", name="doctor")
 
 
 def run(arguments: list[str]) -> int:

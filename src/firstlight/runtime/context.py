@@ -68,6 +68,26 @@ class Runtime:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return largest
 
+    def broadcast_text(self, text: str) -> str:
+        """Rank 0's text, on every process. At most 4,000 UTF-8 bytes."""
+        if self.world_size == 1:
+            return text
+        data = text.encode()[:4000] if self.is_main else b""
+        buffer = torch.zeros(4004, dtype=torch.uint8, device=self.device)
+        buffer[:4] = torch.tensor(list(len(data).to_bytes(4, "little")), dtype=torch.uint8)
+        if data:
+            buffer[4 : 4 + len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+        dist.broadcast(buffer, src=0)
+        received = bytes(buffer.cpu().tolist())
+        return received[4 : 4 + int.from_bytes(received[:4], "little")].decode(errors="replace")
+
+    def largest(self, value: float) -> float:
+        """The largest of the processes' numbers."""
+        if self.world_size == 1:
+            return value
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return float(self.max(torch.tensor(value, dtype=dtype, device=self.device)))
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()

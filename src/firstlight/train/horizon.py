@@ -42,7 +42,7 @@ class Curve:
                 final_frac=self.final_lr_frac,
             ),
             momentum=schedule.ramp(
-                t, start=self.momentum_start, end=self.momentum_end, length=self.momentum_ramp_frac * total
+                t, start=self.momentum_start, end=self.momentum_end, duration=self.momentum_ramp_frac * total
             ),
             weight_decay=self.weight_decay,
             grad_clip=self.grad_clip,
@@ -62,6 +62,10 @@ class StepHorizon:
     def is_done(self, step: int) -> bool:
         return step >= self.num_steps
 
+    def used_s(self) -> float:
+        """Seconds do not count here."""
+        return 0.0
+
     def progress(self, step: int) -> float:
         return step / self.num_steps
 
@@ -70,15 +74,23 @@ class StepHorizon:
 
 
 class ClockHorizon:
-    """A run that ends ``total_s`` seconds after its start; ``used_s`` of them were spent before (by a run that was stopped).
+    """A run that ends ``total_s`` seconds after its start; ``used_s`` of them were spent before it was stopped.
 
     The clock starts when the first update asks for its hyper-parameters, so preparing does not count here.
+    agree: makes one number of what the ranks' clocks say (the largest), so that all ranks use the same rates.
     """
 
     def __init__(
-        self, total_s: float, curve: Curve, *, used_s: float = 0.0, clock: Callable[[], float] = time.monotonic
+        self,
+        total_s: float,
+        curve: Curve,
+        *,
+        used_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        agree: Callable[[float], float] = float,
     ) -> None:
         self.total_s = total_s
+        self._agree = agree
         self.curve = curve
         self._used_before_s = used_s
         self._clock = clock
@@ -93,11 +105,11 @@ class ClockHorizon:
     def hyper(self, step: int) -> Hyper:
         if self._started_at is None:
             self._started_at = self._clock()
-        return self.curve.hyper(min(self.used_s(), self.total_s), self.total_s)
+        return self.curve.hyper(min(self._agree(self.used_s()), self.total_s), self.total_s)
 
     def is_done(self, step: int) -> bool:
         """True where the next step would end nearer after the time than this one ended before it."""
-        now = self.used_s()
+        now = self._agree(self.used_s())
         if self._last_check is not None and step > self._last_check[1]:
             self._step_s = (now - self._last_check[0]) / (step - self._last_check[1])
         self._last_check = (now, step)

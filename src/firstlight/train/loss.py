@@ -151,7 +151,8 @@ def loss_kernel(z_RV: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Te
     """Weighted losses in nats, (R,) float32, of logits before the cap."""
     c_RV, _ = _softcapped(z_RV, softcap)
     target_logits_R = c_RV.gather(1, targets_R.clamp_min(0)[:, None]).squeeze(1)
-    return (_logsumexp(c_RV, softcap) - target_logits_R) * weights_R
+    _, logsumexp_R, _ = _exp_(c_RV, softcap)
+    return (logsumexp_R - target_logits_R) * weights_R
 
 
 def loss_and_grad_kernel_(
@@ -170,13 +171,12 @@ def whole_loss_and_grad_(
 ) -> torch.Tensor:
     """`loss_and_grad_kernel_` for all rows at once: what torch.compile turns into two passes over ``z_RV``."""
     index_R1 = targets_R.clamp_min(0)[:, None]
-    weights_R1 = weights_R[:, None]
     c_target_R1, slope_target_R1 = _softcapped(z_RV.gather(1, index_R1), softcap)
     c_RV, slope_RV = _softcapped(z_RV, softcap)
-    logsumexp_R = _logsumexp(c_RV, softcap)
-    dz_RV = c_RV.sub_(logsumexp_R[:, None]).exp_().mul_(weights_R1)
+    exp_RV, logsumexp_R, sum_R = _exp_(c_RV, softcap)
+    dz_RV = exp_RV.mul_((weights_R / sum_R)[:, None])
     # At the target, p - 1 is formed before anything is rounded to 16 bits: there p may be within rounding of 1.
-    dz_target_R1 = torch.expm1(c_target_R1 - logsumexp_R[:, None]) * weights_R1
+    dz_target_R1 = torch.expm1(c_target_R1 - logsumexp_R[:, None]) * weights_R[:, None]
     if slope_RV is not None and slope_target_R1 is not None:
         dz_RV.mul_(slope_RV)
         dz_target_R1 = dz_target_R1 * slope_target_R1
@@ -232,10 +232,16 @@ def _softcapped(z: torch.Tensor, softcap: float) -> tuple[torch.Tensor, torch.Te
     return c, torch.addcmul(r, r, r, value=-1).mul_(4)
 
 
-def _logsumexp(c_RV: torch.Tensor, softcap: float) -> torch.Tensor:
+def _exp_(c_RV: torch.Tensor, softcap: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """exp(c) in place up to a factor per row that leaves nothing to overflow; log sum exp(c); the sum with that factor."""
     if 0 < softcap <= LARGEST_UNSHIFTED_CAP:
-        return c_RV.exp().sum(1).log()
-    return c_RV.logsumexp(1)
+        exp_RV = c_RV.exp_()
+        sum_R = exp_RV.sum(1)
+        return exp_RV, sum_R.log(), sum_R
+    largest_R1 = c_RV.amax(1, keepdim=True)
+    exp_RV = c_RV.sub_(largest_R1).exp_()
+    sum_R = exp_RV.sum(1)
+    return exp_RV, sum_R.log() + largest_R1.squeeze(1), sum_R
 
 
 def _chunks(num: int, size: int) -> Iterator[slice]:

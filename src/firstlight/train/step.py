@@ -50,7 +50,8 @@ class _Config(Protocol):
 
 
 class _Head(Protocol):
-    weight: torch.Tensor
+    @property
+    def weight(self) -> torch.Tensor: ...
 
 
 class TrainableModel(Protocol):

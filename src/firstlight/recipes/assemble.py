@@ -1,0 +1,131 @@
+"""Model, optimizer and compiled trunk for a plan; and how fast they are before the first step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from firstlight.errors import ConfigError
+from firstlight.model.attention import choose_kernel
+from firstlight.model.gpt import GPT
+from firstlight.model.init import build_gpt
+from firstlight.optim.groups import make_groups
+from firstlight.optim.muonadamw import MuonAdamW
+from firstlight.runtime.console import format_duration
+from firstlight.runtime.context import Runtime
+from firstlight.train.loss import summed_cross_entropy, token_losses
+from firstlight.train.plan import Plan
+from firstlight.train.scaler import LossScaler
+
+# Compiling takes 30 to 60 s on two cores and saves about half of each step (lab/LOG.md), so shorter runs end later with it.
+COMPILE_PAYS_FROM_S = 120.0
+ASSUMED_FLOPS_PER_S = 1e11
+"""Rate by which the length of a run is judged for that. Fixed, not measured: two launches must choose the same kernels."""
+
+
+@dataclass
+class Parts:
+    """What is trained. hidden: inputs_BT -> x_BTD, compiled where ``compiled``. notes: choices and their reasons."""
+
+    model: GPT
+    optimizer: MuonAdamW
+    hidden: Callable[[torch.Tensor], torch.Tensor]
+    compiled: bool
+    scaler: LossScaler | None
+    notes: list[str]
+
+
+def assemble(plan: Plan, runtime: Runtime, *, compiled: bool, seed: int, checkpoint_activations: bool) -> Parts:
+    """Build model and optimizer; wrap the trunk in torch.compile (which compiles on first use)."""
+    model = build_gpt(plan.model, device=runtime.device, compute_dtype=runtime.compute_dtype, seed=seed)
+    model.checkpoint_activations = checkpoint_activations
+    _, why = choose_kernel(
+        device_type=runtime.device.type, compute_dtype=runtime.compute_dtype, seq_len=plan.seq_len
+    )
+    groups = make_groups(
+        model.named_parameters(),
+        embedding_lr=plan.embedding_lr,
+        unembedding_lr=plan.unembedding_lr,
+        matrix_lr=plan.matrix_lr,
+    )
+    scaler = LossScaler() if runtime.compute_dtype == torch.float16 else None
+    hidden = compiled_hidden(model) if compiled else model.hidden
+    return Parts(model, MuonAdamW(groups, runtime), hidden, compiled, scaler, [why])
+
+
+def compiled_hidden(model: GPT) -> Callable[[torch.Tensor], torch.Tensor]:
+    """``model.hidden`` with a compiled trunk. The embedding stays eager: its compiled backward is not deterministic."""
+    trunk = torch.compile(model.trunk, dynamic=False)
+
+    def hidden(inputs_BT: torch.Tensor) -> torch.Tensor:
+        return trunk(model.embed(inputs_BT))
+
+    return hidden
+
+
+def choose_compile(
+    asked: str, *, saved: bool | None, device_type: str, compiler: str | None, plan: Plan, world_size: int
+) -> tuple[bool, str]:
+    """Whether to compile, and the reason in one sentence. saved: what the run did before it was stopped (it stays so:
+    other kernels would round differently). Raises ConfigError where it is asked for and cannot be.
+    """
+    if device_type == "cpu" and compiler is None:
+        if asked == "on":
+            raise ConfigError("--compile on: no C++ compiler was found", hint="install g++, or use --compile off")
+        return False, "no torch.compile: no C++ compiler was found (install g++: a run is then about twice as fast)"
+    if asked != "auto":
+        return asked == "on", f"torch.compile {asked}: asked for"
+    if saved is not None:
+        return saved, f"torch.compile {'on' if saved else 'off'}: as when the run began"
+    if device_type == "mps":
+        return False, "no torch.compile: on Apple GPUs it is on request (--compile on)"
+    expected_s = plan.num_tokens * plan.flops_per_token / (ASSUMED_FLOPS_PER_S * world_size)
+    if plan.horizon.kind == "minutes":
+        expected_s = plan.horizon.value * 60
+    if device_type == "cpu" and expected_s < COMPILE_PAYS_FROM_S:
+        return False, f"no torch.compile: a run of about {format_duration(expected_s)} is too short to pay for it"
+    return True, "torch.compile on: the run is long enough to pay for it"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of one micro-batch on one process, best of three: training (forward and backward), and scoring (forward)."""
+
+    train_s: float
+    score_s: float
+
+
+def measure_rates(parts: Parts, plan: Plan, runtime: Runtime) -> Rates:
+    """Compile where that is due, and time a micro-batch of made-up ids. Gradients are dropped: nothing trained changes."""
+    shape = (plan.device_batch_size, plan.seq_len)
+    ids_BT = torch.arange(shape[0] * shape[1], device=runtime.device).remainder(plan.model.vocab_size).view(shape)
+    head_VD = parts.model.lm_head.weight
+    options = {
+        "softcap": plan.model.softcap,
+        "compute_dtype": runtime.compute_dtype,
+        "compiled": parts.compiled,
+    }
+
+    def train() -> None:
+        summed_cross_entropy(parts.hidden(ids_BT), head_VD, ids_BT, **options).backward()
+        parts.optimizer.zero_grad()
+
+    def score() -> None:
+        with torch.no_grad():
+            token_losses(parts.hidden(ids_BT), head_VD, ids_BT, **options)
+
+    def best_of_three(run: Callable[[], None]) -> float:
+        run()
+        times = []
+        for _ in range(3):
+            runtime.synchronize()
+            begun = time.perf_counter()
+            run()
+            runtime.synchronize()
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+    return Rates(best_of_three(train), best_of_three(score))

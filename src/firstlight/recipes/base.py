@@ -1,0 +1,428 @@
+"""The recipe of a base run: put the parts together, train, score, report. The only place where they meet.
+
+    settings -> plan -> text, tokenizer, tokens -> model, optimizer, loader -> Trainer.fit -> final score, report
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from firstlight.data.loader import Loader
+from firstlight.errors import ConfigError, DataError, FirstlightError, Interrupted, TrainingStopped
+from firstlight.eval.samples import default_prompts
+from firstlight.recipes import record as records
+from firstlight.recipes import resume
+from firstlight.recipes.assemble import Parts, Rates, assemble, choose_compile, measure_rates
+from firstlight.recipes.plans import horizon_of, plan_from_settings
+from firstlight.recipes.prepare import PreparedData, describe_skips, describe_source, prepare_data
+from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
+from firstlight.recipes.report import write_report
+from firstlight.recipes.settings import BaseSettings
+from firstlight.recipes.sink import RunSink, open_sink
+from firstlight.runtime import environment, hardware
+from firstlight.runtime.console import Console, format_bytes, format_duration
+from firstlight.runtime.context import Runtime, open_runtime
+from firstlight.tokens.bpe import Tokenizer
+from firstlight.train.checkpoint import find_latest_good, load_checkpoint, load_into
+from firstlight.train.horizon import ClockHorizon, Curve, StepHorizon
+from firstlight.train.plan import Plan
+from firstlight.train.state import TrainState
+from firstlight.train.trainer import Probe, Saver, Trainer
+
+# The last checkpoint, samples and the report, at the end of a run by the clock.
+CLOSING_S = 6.0
+# A score of all validation documents may take this part of a run by the clock; else it takes the first that fit.
+FINAL_SCORE_FRAC = 0.12
+# Optimizer, loader and logging beside the forward and backward passes that were timed.
+STEP_OVERHEAD = 1.15
+
+
+def train_base(settings: BaseSettings, *, given: frozenset[str] = frozenset()) -> records.RunRecord:
+    """Train a base model as ``settings`` say, and return the run's record.
+
+    given: names of the settings that the user wrote (on a resumed run the others keep their saved values).
+
+    Raises ConfigError, DataError or CheckpointError before step 0 for what cannot work; TrainingStopped where a guard
+    ended the run; Interrupted after a signal. The run's folder then holds its record and the newest good checkpoint.
+    """
+    started_s = time.monotonic()
+    runs_dir = environment.runs_dir()
+    horizon_of(settings)
+    previous: records.RunRecord | None = None
+    changes: list[str] = []
+    if settings.resume:
+        previous = resume.previous_record(settings, runs_dir)
+        if previous is not None:
+            settings, changes = resume.merge_settings(settings, given=given, previous=previous)
+            # Chosen by a measurement when the run began; other matmuls would round differently.
+            settings = replace(settings, dtype=previous.dtype)  # pyrefly: ignore[bad-argument-type]
+    with open_runtime(device=settings.device, dtype=settings.dtype, num_threads=settings.threads) as runtime:
+        console = Console(is_main=runtime.is_main, is_terminal=environment.is_terminal())
+        if settings.resume and previous is None:
+            changes.append(f"--resume: there is no run {settings.run} yet, so it starts now")
+        run = _BaseRun(settings, runs_dir, runtime, console, previous=previous, started_s=started_s)
+        for sentence in (*runtime.notes, *changes):
+            run.note(sentence)
+        return run.run()
+
+
+class _BaseRun:
+    """One launch of a base run. Methods stand in the order in which they are called."""
+
+    def __init__(
+        self,
+        settings: BaseSettings,
+        runs_dir: Path,
+        runtime: Runtime,
+        console: Console,
+        *,
+        previous: records.RunRecord | None,
+        started_s: float,
+    ) -> None:
+        self.settings = settings
+        self.runs_dir = runs_dir
+        self.runtime = runtime
+        self.console = console
+        self.previous = previous
+        self.started_s = started_s
+        self.notes: list[str] = []
+
+    def note(self, sentence: str) -> None:
+        """A choice or fallback and its reason: said once, and kept in the run's record."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            self.console.say(sentence)
+
+    def run(self) -> records.RunRecord:
+        plan = self.make_plan()
+        self.run_dir = self.make_run_dir()
+        try:
+            self.check_disk(plan)
+            data = self.prepare(plan)
+        except BaseException:
+            if self.runtime.is_main and self.previous is None and not any(self.run_dir.iterdir()):
+                self.run_dir.rmdir()
+            raise
+        with data.store:
+            self.start_record(plan, data)
+            try:
+                return self.train(plan, data)
+            except (Interrupted, TrainingStopped) as error:
+                self.close_record("stopped", f"ended: {error.what}")
+                raise
+            except FirstlightError as error:
+                self.close_record("failed", f"ended: {error.what}")
+                raise
+            except BaseException as error:
+                self.close_record("failed", f"ended: {type(error).__name__}: {error}")
+                raise
+
+    # Before step 0.
+
+    def make_plan(self) -> Plan:
+        settings = self.settings
+        if settings.tokenizer is not None:
+            found = Tokenizer.load(settings.tokenizer).vocab_size
+            if settings.vocab_size not in (None, found):
+                raise ConfigError(
+                    f"--vocab-size {settings.vocab_size}: {settings.tokenizer} has {found} ids",
+                    hint="leave --vocab-size away, or give another --tokenizer",
+                )
+            settings = replace(settings, vocab_size=found)
+        if self.previous is not None:
+            settings = resume.keep_planned(settings, self.previous, world_size=self.runtime.world_size)
+        plan = plan_from_settings(settings, runtime=self.runtime)
+        self.console.table(["what", "value", "why"], [[line.name, line.value, line.reason] for line in plan.lines])
+        self.console.say()
+        return plan
+
+    def make_run_dir(self) -> Path:
+        if self.previous is not None:
+            return self.runs_dir / self.previous.name
+        name = ""
+        if self.runtime.is_main:
+            data = Path(self.settings.data).resolve().stem.split(":")[0] or "data"
+            safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in data)
+            name = records.new_run_dir(self.runs_dir, self.settings.run, prefix=f"d{self.settings.depth}-{safe}").name
+        run_dir = self.runs_dir / self.runtime.broadcast_text(name)
+        self.console.say(f"run {run_dir}")
+        return run_dir
+
+    def check_disk(self, plan: Plan) -> None:
+        needed = plan.checkpoint_bytes * (self.settings.keep + 2)
+        free = shutil.disk_usage(self.run_dir).free
+        if needed > free:
+            raise ConfigError(
+                f"checkpoints need {format_bytes(needed)} ({self.settings.keep} kept, the best, and one being written), "
+                f"and {self.run_dir} has {format_bytes(free)} free",
+                hint="free some space, use --keep 1, or set FIRSTLIGHT_RUNS to a folder on a larger disk",
+            )
+
+    def prepare(self, plan: Plan) -> PreparedData:
+        """Open the data. With several processes the first one makes tokenizer and store, and the others find them."""
+        is_first = self.runtime.is_main or self.runtime.world_size == 1
+        if not is_first:
+            self.runtime.barrier()
+        saved = self.run_dir / "tokenizer.json"
+        workers = self.settings.workers if self.settings.workers is not None else environment.num_usable_cpus()
+        data = prepare_data(
+            self.settings.data,
+            val=self.settings.val,
+            tokenizer_path=saved if self.previous is not None and saved.exists() else self.settings.tokenizer,
+            vocab_size=plan.model.vocab_size,
+            cache_dir=environment.cache_dir(),
+            num_workers=workers,
+            seed=self.settings.seed,
+            packing=self.settings.packing,
+            seq_len=plan.seq_len,
+            console=self.console,
+        )
+        if self.runtime.world_size > 1 and is_first:
+            for _ in data.store.shards():
+                pass
+            self.runtime.barrier()
+        self.console.say(describe_source(data.source))
+        if data.tokenizer.vocab_size != plan.model.vocab_size:
+            raise DataError(
+                f"the tokenizer has {data.tokenizer.vocab_size} ids and the model {plan.model.vocab_size}",
+                hint="remove the run's folder and start it again, or give the right --tokenizer",
+            )
+        if self.previous is not None:
+            resume.check_identity(
+                self.previous, data=self.settings.data, data_hash=data.store.data_hash,
+                tokenizer_hash=data.tokenizer.content_hash, kept_in=self.run_dir,
+            )  # fmt: skip
+        return data
+
+    def start_record(self, plan: Plan, data: PreparedData) -> None:
+        planned = {name: value for name, value in asdict(plan).items() if name not in ("lines", "model")}
+        compiled, why = choose_compile(
+            self.settings.compile,
+            saved=self.previous.config.get("compiled") if self.previous is not None else None,
+            device_type=self.runtime.device.type,
+            compiler=environment.cxx_compiler(),
+            plan=plan,
+            world_size=self.runtime.world_size,
+        )
+        self.note(why)
+        facts: dict[str, Any] = {
+            "status": "running",
+            "config": {
+                "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.settings).items()},
+                "model": asdict(plan.model),
+                "plan": planned,
+                "compiled": compiled,
+                "val": str(data.val),
+            },
+            "device": str(self.runtime.device),
+            "dtype": self.runtime.dtype_name,
+            "world_size": self.runtime.world_size,
+            "hardware": hardware.describe(self.runtime.device, num_threads=self.runtime.num_threads),
+            "data_hash": data.store.data_hash,
+            "tokenizer_hash": data.tokenizer.content_hash,
+            "git_commit": environment.git_commit(),
+            "versions": environment.versions(),
+        }
+        if self.previous is None:
+            self.record = records.new_record(self.run_dir.name, **facts)
+        else:
+            self.record = records.updated(self.previous, **facts)
+            self.notes = list(dict.fromkeys((*self.previous.notes, *self.notes)))
+        if self.runtime.is_main and not (self.run_dir / "tokenizer.json").exists():
+            data.tokenizer.save(self.run_dir / "tokenizer.json")
+        self.save_record()
+
+    def save_record(self, **changes: Any) -> None:
+        self.record = records.updated(self.record, notes=tuple(self.notes), **changes)
+        if self.runtime.is_main:
+            records.write_run(self.run_dir, self.record)
+
+    def close_record(self, status: str, sentence: str) -> None:
+        self.notes.append(sentence)
+        self.save_record(status=status)
+        self.write_report()
+
+    # Training.
+
+    def train(self, plan: Plan, data: PreparedData) -> records.RunRecord:
+        settings, runtime, console = self.settings, self.runtime, self.console
+        parts = assemble(
+            plan, runtime, compiled=self.record.config["compiled"], seed=settings.seed,
+            checkpoint_activations=settings.activation_checkpointing,
+        )  # fmt: skip
+        for sentence in parts.notes:
+            self.note(sentence)
+        peak = hardware.device_peak(runtime.device, runtime.compute_dtype)
+        self.note(f"peak {peak.flops_per_s / 1e9:,.0f} GFLOP/s a process ({peak.source})")
+        start = self.restore(parts)
+        validation = Validation(
+            data.store, data.val, data.tokenizer, seq_len=plan.seq_len, batch_rows=plan.device_batch_size,
+            runtime=runtime, console=console, hidden=parts.hidden, compiled=parts.compiled,
+        )  # fmt: skip
+        rates = None
+        if parts.compiled or plan.num_steps is None:
+            with console.progress("compiling and measuring" if parts.compiled else "measuring"):
+                rates = measure_rates(parts, plan, runtime)
+        horizon, final_tokens, plan = self.make_horizon(plan, validation, rates, start)
+        self.save_record()
+        with ExitStack() as stack:
+            sink = stack.enter_context(
+                open_sink(
+                    self.run_dir, plan, horizon, console=console, runtime=runtime, peak_flops_per_s=peak.flops_per_s,
+                    tracker=settings.tracker, config=self.record.config, rewind_to=start.step,
+                    log_every=settings.log_every,
+                )
+            )  # fmt: skip
+            sink.write("run", start.step, {"what": "resumed" if start.step else "started"})
+            loader = stack.enter_context(
+                Loader(
+                    data.store, tokenizer_bos_id=data.tokenizer.bos_id, val_spec=data.val, packing=settings.packing,
+                    seq_len=plan.seq_len, device_batch_size=plan.device_batch_size, seed=settings.seed,
+                    rank=runtime.rank, world_size=runtime.world_size, position=start.position, device=runtime.device,
+                    vocab_size=plan.model.vocab_size,
+                )
+            )  # fmt: skip
+            probes: list[Probe] = [
+                BpbProbe(validation, every=plan.eval_every, max_documents=settings.eval_documents or None, console=console)
+            ]
+            if runtime.is_main:
+                probes.append(
+                    SampleProbe(
+                        data.tokenizer, default_prompts(settings.data), path=self.run_dir / "samples.md",
+                        every=plan.sample_every, console=console,
+                    )
+                )  # fmt: skip
+            trainer = Trainer(
+                parts.model, parts.optimizer, loader, runtime, horizon,
+                num_micro_batches=plan.num_micro_batches, num_step_tokens=plan.total_batch_size,
+                num_step_rows=plan.total_batch_size // plan.seq_len,
+                saver=Saver(self.run_dir / "checkpoints", every=plan.save_every, keep=settings.keep),
+                sink=sink, probes=probes, hidden=parts.hidden, scaler=parts.scaler, compiled_loss=parts.compiled,
+                documents_of=loader.documents_of, nonfinite_limit=settings.nonfinite_limit,
+            )  # fmt: skip
+            end = trainer.fit(start)
+            for sentence in describe_skips(data.store):
+                self.note(sentence)
+            self.finish(parts, validation, sink, end, loss_nats=trainer.last_loss_nats, max_tokens=final_tokens)
+        self.write_report()
+        self.say_where()
+        return self.record
+
+    def restore(self, parts: Parts) -> TrainState:
+        """State of the newest good checkpoint, with its weights and optimizer loaded; or the beginning."""
+        if self.previous is None:
+            return TrainState()
+        found = find_latest_good(self.run_dir / "checkpoints", self.console.warn)
+        if found is None:
+            self.console.say(f"{self.run_dir} has no checkpoint yet: it starts from its first step")
+            return TrainState()
+        loaded = load_checkpoint(found)
+        load_into(parts.model.state_dict(), loaded.model, what=str(found))
+        parts.optimizer.load_state_tensors(loaded.optimizer)
+        parts.optimizer.num_updates = int(loaded.state["num_updates"])
+        if parts.scaler is not None and loaded.state["scaler"] is not None:
+            parts.scaler.load_state(loaded.state["scaler"])
+        self.console.say(f"resumed from {found}")
+        return TrainState.from_dict(loaded.state["train"])
+
+    def make_horizon(
+        self, plan: Plan, validation: Validation, rates: Rates | None, start: TrainState
+    ) -> tuple[StepHorizon | ClockHorizon, int | None, Plan]:
+        """When the run ends, the limit of the final score in tokens (None: all), and the plan with measured intervals."""
+        curve = Curve(
+            plan.warmup_frac, plan.warmdown_frac, plan.final_lr_frac, plan.momentum_start, plan.momentum_end,
+            plan.weight_decay, plan.grad_clip,
+        )  # fmt: skip
+        if plan.num_steps is not None:
+            return StepHorizon(plan.num_steps, curve), None, plan
+        assert rates is not None
+        asked_s = plan.horizon.value * 60
+        batch_tokens = plan.device_batch_size * plan.seq_len * self.runtime.world_size
+        num_tokens = validation.num_tokens()
+        # A fifth more: the last window of a document is mostly padding, and the machine may be slower later.
+        score_s = 1.2 * rates.score_s * num_tokens / batch_tokens
+        limit = None
+        if score_s > FINAL_SCORE_FRAC * asked_s:
+            limit = max(batch_tokens, int(num_tokens * FINAL_SCORE_FRAC * asked_s / score_s))
+            self.note(
+                f"the final score takes the first {limit:,} of {num_tokens:,} validation tokens: all of them would take "
+                f"{format_duration(score_s)} of the {plan.horizon.value:g} minutes (`firstlight eval bpb` scores all)"
+            )
+            score_s = FINAL_SCORE_FRAC * asked_s
+        spent_s = self.runtime.largest(time.monotonic() - self.started_s)
+        training_s = asked_s - spent_s - score_s - CLOSING_S
+        step_s = STEP_OVERHEAD * rates.train_s * plan.num_micro_batches
+        if start.step == 0 and training_s < 3 * step_s:
+            raise ConfigError(
+                f"--minutes {plan.horizon.value:g}: preparing took {format_duration(spent_s)} and the final score takes "
+                f"{format_duration(score_s)}, so no time is left to train",
+                hint=f"give at least --minutes {math.ceil((spent_s + score_s + CLOSING_S + 20 * step_s) / 60)}",
+            )
+        training_s = max(step_s, training_s)
+        steps = max(1, int(training_s / step_s))
+        self.note(
+            f"{format_duration(training_s)} of training, about {steps:,} steps at the measured "
+            f"{plan.total_batch_size / step_s:,.0f} tokens/s; preparing took {format_duration(spent_s)} and the final "
+            f"score will take about {format_duration(score_s)}"
+        )
+        settings = self.settings
+        plan = replace(
+            plan,
+            estimated_steps=steps,
+            eval_every=math.ceil(steps / 10) if settings.eval_every is None else plan.eval_every,
+            sample_every=math.ceil(steps / 4) if settings.sample_every is None else plan.sample_every,
+            save_every=math.ceil(steps / 10) if settings.save_every is None else plan.save_every,
+        )
+        return ClockHorizon(training_s, curve, used_s=start.used_s, agree=self.runtime.largest), limit, plan
+
+    # After the last step. The checkpoint is on disk by now.
+
+    def finish(
+        self,
+        parts: Parts,
+        validation: Validation,
+        sink: RunSink,
+        end: TrainState,
+        *,
+        loss_nats: float | None,
+        max_tokens: int | None,
+    ) -> None:
+        result = validation.score(parts.model, max_tokens=max_tokens)
+        row = validation.facts(result)
+        sink.write("eval", end.step, {**row, "final": True})
+        self.console.say(f"final val bpb: {result.describe()} (validation set {validation.content_hash[:12]})")
+        sink.write("run", end.step, {"what": "done"})
+        final = {
+            **row,
+            "steps": end.step,
+            "tokens": end.tokens_seen,
+            "train_loss_nats": loss_nats,
+            "num_skipped": end.num_skipped,
+            "peak_rss_bytes": hardware.peak_rss_bytes(),
+        }
+        cost = {
+            "elapsed_s": self.record.cost.get("elapsed_s", 0.0) + time.monotonic() - self.started_s,
+            "train_s": end.elapsed_s,
+            "final_eval_s": result.elapsed_s,
+        }
+        self.save_record(status="done", val_hash=validation.content_hash, final=final, cost=cost)
+
+    def write_report(self) -> None:
+        """Write report.html; a report that fails never loses a run."""
+        if not self.runtime.is_main:
+            return
+        try:
+            write_report(self.run_dir)
+        except Exception as error:
+            self.console.warn(f"the report could not be written: {type(error).__name__}: {error}")
+
+    def say_where(self) -> None:
+        name, took = self.record.name, format_duration(time.monotonic() - self.started_s)
+        self.console.say(f"done in {took}: {self.run_dir / 'report.html'} and {self.run_dir / 'samples.md'}")
+        self.console.say(f"try: firstlight sample {name} -p \"The\"")

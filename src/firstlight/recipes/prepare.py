@@ -1,0 +1,157 @@
+"""From `--data` to token shards: open the text, train or load its tokenizer, start the token store.
+
+Everything made here is cached by content, so the second run on the same text starts at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+from firstlight.data import build, split
+from firstlight.data.rows import RowRecipe
+from firstlight.data.sources.base import ReadCounts, Source
+from firstlight.data.sources.reading import read_documents
+from firstlight.data.sources.resolve import open_source
+from firstlight.data.split import ValSpec
+from firstlight.data.store import SourceHashes, TokenStore, content_hash
+from firstlight.errors import DataError
+from firstlight.runtime.console import Console, format_bytes
+from firstlight.tokens.bpe import SPLIT_PATTERN, Tokenizer, train_tokenizer
+
+# 32 MB of English fix the merges of a small vocabulary; more text changes the rarest tokens only. A vocabulary of 32,768
+# gets a thousand bytes an id as well.
+TOKENIZER_TRAIN_BYTES = 32_000_000
+TOKENIZER_MAX_SHARDS = 8
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a run learns from. ``val`` is resolved: a shard's name or a fraction by hash."""
+
+    source: Source
+    tokenizer: Tokenizer
+    store: TokenStore
+    val: ValSpec
+
+
+def resolve_source_val(source: Source, val: str | None) -> ValSpec:
+    """Validation split of a source: what was asked for, else the shard its publisher sets aside, else hash:0.01.
+
+    Raises ConfigError for a name that fits no shard, DataError where nothing would be left to train on.
+    """
+    names = [shard.name for shard in source.shards]
+    wanted = val or ("last" if source.val_shard else "hash:0.01")
+    return split.resolve_val(wanted, names, pinned=source.val_shard)
+
+
+def training_texts(source: Source, val: ValSpec, *, counts: ReadCounts) -> Iterator[str]:
+    """Training documents, a block from each of the first shards in turn, so that every kind of text is seen early."""
+    names = [shard.name for shard in source.shards]
+    indices = split.split_shards(val, names, "train")[:TOKENIZER_MAX_SHARDS]
+    readers = {i: read_documents(source.local_path(source.shards[i]), counts, name=names[i]) for i in indices}
+    limit = int(val.fraction * 2**64) if val.kind == "hash" else 0
+    for i in cycle(list(readers)):
+        if not readers:
+            return
+        if i not in readers:
+            continue
+        for _ in range(64):
+            row = next(readers[i], None)
+            if row is None:
+                del readers[i]
+                break
+            if content_hash(row[1].encode()) >= limit:
+                yield row[1]
+
+
+def tokenizer_key(source: Source, val: ValSpec, *, vocab_size: int, cache_dir: Path) -> str:
+    """Cache key of the tokenizer that `train_for` would make: everything that decides its merges."""
+    hashes = SourceHashes(cache_dir)
+    key = hashlib.sha256(f"{SPLIT_PATTERN}\0{vocab_size}\0{TOKENIZER_TRAIN_BYTES}\0{val}".encode())
+    for shard in source.shards[:TOKENIZER_MAX_SHARDS]:
+        key.update(f"\0{shard.name}\0{hashes.sha256(source.local_path(shard))}".encode())
+    return key.hexdigest()[:32]
+
+
+def tokenizer_for(source: Source, val: ValSpec, *, vocab_size: int, cache_dir: Path, console: Console) -> Tokenizer:
+    """Tokenizer trained on a source's training documents, from the cache where it was trained before.
+
+    Raises DataError where the text cannot give ``vocab_size`` ids.
+    """
+    folder = cache_dir / "tokenizers"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{tokenizer_key(source, val, vocab_size=vocab_size, cache_dir=folder)}.json"
+    if path.exists():
+        try:
+            return Tokenizer.load(path)
+        except DataError as error:
+            console.warn(f"{path} is damaged ({error.what}); training the tokenizer again")
+    counts = ReadCounts()
+    with console.progress(f"training a tokenizer of {vocab_size:,} ids", unit="bytes") as bar:
+
+        def counted() -> Iterator[str]:
+            for text in training_texts(source, val, counts=counts):
+                bar.advance(len(text))
+                yield text
+
+        tokenizer = train_tokenizer(counted(), vocab_size=vocab_size, max_bytes=TOKENIZER_TRAIN_BYTES)
+    tokenizer.save(path)
+    return tokenizer
+
+
+def prepare_data(
+    data: str,
+    *,
+    val: str | None,
+    tokenizer_path: Path | None,
+    vocab_size: int,
+    cache_dir: Path,
+    num_workers: int,
+    seed: int,
+    packing: str,
+    seq_len: int,
+    console: Console,
+) -> PreparedData:
+    """Open the text, get its tokenizer, and start the token store: it is built in the order that training needs.
+
+    Raises ConfigError or DataError for what cannot be trained on.
+    """
+    with console.progress(f"opening {data}") as bar:
+        source = open_source(data, cache_dir=cache_dir, progress=lambda what, done, total: bar.advance(0))
+    if source.ignored:
+        console.say(f"{data}: {len(source.ignored)} files beside the text are not read: {', '.join(source.ignored[:5])}")
+    val_spec = resolve_source_val(source, val)
+    if tokenizer_path is None:
+        tokenizer = tokenizer_for(source, val_spec, vocab_size=vocab_size, cache_dir=cache_dir, console=console)
+    else:
+        tokenizer = Tokenizer.load(tokenizer_path)
+    recipe = RowRecipe(
+        bos_id=tokenizer.bos_id, val=val_spec, split="train", packing=packing, row_len=seq_len + 1, seed=seed
+    )
+    order = recipe.shard_order([shard.name for shard in source.shards], 0)
+    store = build.start_build(source, tokenizer, cache_dir=cache_dir, num_workers=num_workers, order=order)
+    return PreparedData(source, tokenizer, store, val_spec)
+
+
+def describe_skips(store: TokenStore) -> list[str]:
+    """One sentence for each kind of row that was skipped while tokenising, over all shards that are built."""
+    total = ReadCounts()
+    for index in range(store.num_shards):
+        manifest = store.shard_manifest(index)
+        if manifest is not None:
+            total.add(ReadCounts(**manifest["counts"]))
+    return [
+        f"{count:,} rows were skipped ({reason}): {'; '.join(total.examples)}"
+        for reason, count in total.skipped_by_reason().items()
+    ]
+
+
+def describe_source(source: Source) -> str:
+    """The data in one line, for people."""
+    sizes = [shard.num_bytes for shard in source.shards]
+    known = sum(size for size in sizes if size is not None)
+    return f"{source.name}: {len(sizes)} shard{'s' * (len(sizes) != 1)}, {format_bytes(known)} on disk"

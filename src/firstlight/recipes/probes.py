@@ -1,0 +1,144 @@
+"""What a base run measures on the way: bits per byte on validation documents, and what the model says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from firstlight.data.split import ValSpec, iter_documents, val_content_hash
+from firstlight.data.store import TokenStore
+from firstlight.eval.bpb import BpbResult, evaluate_bpb
+from firstlight.eval.samples import Sample, sample_prompts, samples_markdown
+from firstlight.model.gpt import GPT
+from firstlight.runtime.console import Console
+from firstlight.runtime.context import Runtime
+from firstlight.tokens.bpe import Tokenizer
+from firstlight.tokens.document import Document
+
+NUM_SHOWN = 3
+SHOWN_CHARACTERS = 160
+"""Samples that are also printed, and how much of each; samples.md has all."""
+
+Hidden = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Validation:
+    """The validation documents of a run, read once, and how to score a model on them."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        val: ValSpec,
+        tokenizer: Tokenizer,
+        *,
+        seq_len: int,
+        batch_rows: int,
+        runtime: Runtime,
+        console: Console,
+        hidden: Hidden,
+        compiled: bool,
+    ) -> None:
+        self._store, self._val, self._tokenizer = store, val, tokenizer
+        self._token_bytes = tokenizer.token_bytes()
+        self._seq_len, self._batch_rows = seq_len, batch_rows
+        self._runtime, self._console = runtime, console
+        self._hidden, self._compiled = hidden, compiled
+        self._documents: list[Document] | None = None
+        self._hash: str | None = None
+
+    @property
+    def documents(self) -> list[Document]:
+        """All validation documents, in their defined order (ids stay memory-mapped). Waits for their shards."""
+        if self._documents is None:
+            self._documents = [document for document, _ in iter_documents(self._store, self._val)]
+        return self._documents
+
+    @property
+    def content_hash(self) -> str:
+        """Identity of the validation set by content; printed with every score."""
+        if self._hash is None:
+            self._hash = val_content_hash(self._store, self._val)
+        return self._hash
+
+    def num_tokens(self) -> int:
+        return sum(len(document) for document in self.documents)
+
+    def score(self, model: GPT, *, max_documents: int | None = None, max_tokens: int | None = None) -> BpbResult:
+        """Bits per byte on the first documents (all where there is no limit)."""
+        with self._console.progress("scoring", unit="documents") as bar:
+
+            def show(done: int, total: int | None) -> None:
+                if total is not None:
+                    bar.set_total(total)
+                bar.advance(done - bar.done)
+
+            return evaluate_bpb(
+                model,
+                self.documents,
+                self._token_bytes,
+                bos_id=self._tokenizer.bos_id,
+                seq_len=self._seq_len,
+                batch_rows=self._batch_rows,
+                runtime=self._runtime,
+                hidden=self._hidden,
+                max_documents=max_documents,
+                max_tokens=max_tokens,
+                fixed_shape=self._compiled,
+                compiled_loss=self._compiled,
+                progress=show,
+            )
+
+    def facts(self, result: BpbResult) -> dict[str, Any]:
+        """A score as a row of the metrics: the numbers, and the identity of what they were measured on."""
+        values = result.to_dict()
+        return {**values, "val_hash": self.content_hash, "tokenizer_hash": self._tokenizer.content_hash}
+
+
+class BpbProbe:
+    """Score some validation documents every ``every`` steps (0: never; the recipe scores the end itself)."""
+
+    name = "eval"
+
+    def __init__(self, validation: Validation, *, every: int, max_documents: int | None, console: Console) -> None:
+        self._validation, self._every, self._max_documents = validation, every, max_documents
+        self._console = console
+
+    def due(self, step: int, is_last: bool) -> bool:
+        return self._every > 0 and step % self._every == 0 and not is_last
+
+    def measure(self, model: GPT, step: int) -> dict[str, Any]:
+        result = self._validation.score(model, max_documents=self._max_documents)
+        self._console.say(f"step {step:05d} | val bpb: {result.describe()}")
+        return self._validation.facts(result)
+
+
+class SampleProbe:
+    """Let the model continue fixed prompts every ``every`` steps, and keep what it says in ``samples.md``."""
+
+    name = "sample"
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompts: Sequence[str], *, path: Path, every: int, console: Console
+    ) -> None:
+        self._tokenizer, self._prompts, self._path = tokenizer, prompts, path
+        self._every, self._console = every, console
+
+    def due(self, step: int, is_last: bool) -> bool:
+        return is_last or (self._every > 0 and step > 0 and step % self._every == 0)
+
+    def measure(self, model: GPT, step: int) -> dict[str, Any]:
+        samples = self.samples(model)
+        with open(self._path, "a", encoding="utf-8", errors="replace") as file:
+            file.write(samples_markdown(step, samples))
+        for sample in samples[:NUM_SHOWN]:
+            text = " ".join(f"{sample.prompt}{sample.text}".split())
+            self._console.say(f"step {step:05d} | sample: {text[:SHOWN_CHARACTERS]}")
+        return {"samples": [{"prompt": s.prompt, "completion": s.text} for s in samples]}
+
+    def samples(self, model: GPT) -> list[Sample]:
+        return sample_prompts(
+            model, self._tokenizer, self._prompts, max_new_tokens=48, temperature=0.8, top_k=50, seed=1337
+        )

@@ -1,0 +1,93 @@
+"""What a resumed run keeps, what it may change, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from firstlight.config import differences, from_dict
+from firstlight.errors import ConfigError, DataError, Problems
+from firstlight.recipes import record as records
+from firstlight.recipes.settings import HORIZONS, RESUME_MAY_CHANGE, BaseSettings, flag
+
+PLANNED = (
+    "total_batch_size", "embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "warmup_frac", "warmdown_frac",
+    "final_lr_frac",
+)  # fmt: skip
+"""Numbers of the plan that were chosen when the run began, and stay although the machine is measured anew."""
+
+PLANNED_FOR_MACHINE = ("device_batch_size", "eval_every", "sample_every", "save_every")
+"""As `PLANNED`, where the number of processes is the same and the user does not say otherwise."""
+
+
+def previous_record(settings: BaseSettings, runs_dir: Path) -> records.RunRecord | None:
+    """Record of the run to resume, or None where it has not begun. Raises ConfigError where its name is not given."""
+    if settings.run is None:
+        raise ConfigError(
+            "--resume needs the name of the run", hint="give --run NAME; `firstlight runs list` shows them"
+        )
+    run_dir = runs_dir / settings.run
+    return records.read_run(run_dir) if (run_dir / records.RECORD_FILE).exists() else None
+
+
+def merge_settings(
+    settings: BaseSettings, *, given: frozenset[str], previous: records.RunRecord
+) -> tuple[BaseSettings, list[str]]:
+    """Settings of a resumed run: the saved ones, with the allowed changes that the user wrote; and a sentence for each.
+
+    Raises ConfigError that names every setting that may not change.
+    """
+    saved = from_dict(BaseSettings, previous.config.get("settings", {}), where=f"{previous.name}/{records.RECORD_FILE}")
+    before = saved
+    if given & set(HORIZONS):
+        # A new horizon replaces the old one, whatever its unit.
+        nothing: dict[str, Any] = dict.fromkeys(HORIZONS)
+        saved = replace(saved, **nothing)
+    wanted = replace(saved, **{name: getattr(settings, name) for name in given}, resume=True)
+    problems = Problems()
+    changes = []
+    for name, old, new in differences(asdict(before), asdict(wanted)):
+        if name in ("run", "resume"):
+            continue
+        if name in RESUME_MAY_CHANGE:
+            changes.append(f"resumed with {flag(name)} {new} (was {old})")
+        else:
+            problems.add(f"{flag(name)} {new}: the run {previous.name} was started with {old}, and this cannot change")
+    if len(problems):
+        may = ", ".join(flag(name) for name in sorted(RESUME_MAY_CHANGE - {"run", "resume"}))
+        problems.add("these may change on --resume: " + may, hint="leave the others away, or start another run")
+    problems.raise_if_any()
+    return wanted, changes
+
+
+def keep_planned(settings: BaseSettings, previous: records.RunRecord, *, world_size: int) -> BaseSettings:
+    """Settings in which the numbers that the first launch's plan chose are given."""
+    saved: dict[str, Any] = previous.config.get("plan", {})
+    kept = {name: saved[name] for name in PLANNED if name in saved}
+    if world_size == previous.world_size:
+        for name in PLANNED_FOR_MACHINE:
+            if getattr(settings, name) is None and name in saved:
+                kept[name] = saved[name]
+    return replace(settings, **kept, vocab_size=previous.config["model"]["vocab_size"])
+
+
+def check_identity(
+    previous: records.RunRecord, *, data: str, data_hash: str, tokenizer_hash: str, kept_in: Path
+) -> None:
+    """Refuse to go on with other data or another tokenizer than the run began with: by content, not by name.
+
+    Raises DataError that says which has changed.
+    """
+    problems = []
+    for what, was, now in (
+        ("the tokenizer", previous.tokenizer_hash, tokenizer_hash),
+        (f"the data {data}", previous.data_hash, data_hash),
+    ):
+        if was not in (None, now):
+            problems.append(f"{what} has changed (its content hash was {was[:12]} and is now {now[:12]})")
+    if problems:
+        raise DataError(
+            f"the run {previous.name} cannot be resumed: " + " and ".join(problems),
+            hint=f"put the files back as they were when {kept_in} began, or start another run with --run",
+        )
