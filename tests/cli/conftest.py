@@ -19,15 +19,6 @@ class TinyRun:
     data: Path
 
 
-class NoOptimizer:
-    """An optimizer without state: a run that is used is not trained on."""
-
-    num_updates = 0
-
-    def state_tensors(self) -> dict:
-        return {}
-
-
 @pytest.fixture
 def make_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TinyRun]:
     """Makes a run named ``tiny`` with a random model, checkpoints at the given steps, and two shards of text."""
@@ -54,13 +45,15 @@ def make_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         record = new_record(
             "tiny",
             status="done",
-            config={"model": asdict(config), "data": str(data), "val": "last"},
+            config={"model": asdict(config), "settings": {"data": str(data), "val": "last"}},
             tokenizer_hash=tokenizer.content_hash,
         )
         write_run(path, record)
         for step in steps:
             model = build_gpt(config, device=torch.device("cpu"), compute_dtype=torch.float32, seed=step)
-            save_checkpoint(path / "checkpoints", step=step, model=model, optimizer=NoOptimizer(), state={"step": step})
+            save_checkpoint(
+                path / "checkpoints", step=step, model=model.state_dict(), optimizer={}, state={"step": step}
+            )
         return TinyRun("tiny", tmp_path / "runs", path, data)
 
     return make

@@ -12,7 +12,7 @@ import torch
 from firstlight.errors import CheckpointError, ConfigError, DataError
 from firstlight.model.gpt import GPT, GPTConfig
 from firstlight.model.init import build_gpt
-from firstlight.recipes.loading import check_weights, choose_checkpoint, load_for_inference
+from firstlight.recipes.loading import choose_checkpoint, load_for_inference
 from firstlight.recipes.record import new_record, read_run, write_run
 from firstlight.runtime.context import Runtime
 from firstlight.tokens.bpe import Tokenizer
@@ -23,20 +23,17 @@ TOKENIZER = Tokenizer([bytes([b]) for b in range(256)])
 CONFIG = GPTConfig(TOKENIZER.vocab_size, n_layer=2, n_head=2, n_kv_head=1, n_embd=16, max_seq_len=32)
 
 
-class NoOptimizer:
-    num_updates = 0
-
-    def state_tensors(self) -> dict[str, torch.Tensor]:
-        return {}
-
-
 def model_of(step: int, config: GPTConfig = CONFIG) -> GPT:
     return build_gpt(config, device=torch.device("cpu"), compute_dtype=torch.float32, seed=step)
 
 
 def save(run_dir: Path, step: int, config: GPTConfig = CONFIG) -> Path:
     return save_checkpoint(
-        run_dir / "checkpoints", step=step, model=model_of(step, config), optimizer=NoOptimizer(), state={"step": step}
+        run_dir / "checkpoints",
+        step=step,
+        model=model_of(step, config).state_dict(),
+        optimizer={},
+        state={"step": step},
     )
 
 
@@ -157,31 +154,22 @@ def test_folders_that_are_no_checkpoints_are_ignored(run_dir: Path) -> None:
 
 def test_a_checkpoint_of_another_depth_names_the_first_extra_tensors(run_dir: Path) -> None:
     save(run_dir, 20, replace(CONFIG, n_layer=3))
-    with pytest.raises(CheckpointError, match=r"6 not of this model: transformer\.h\.2\.\S+, .* and 3 more"):
+    with pytest.raises(CheckpointError, match=r"transformer\.h\.2\.\S+ is not part of the model; .* and 3 more"):
         load(run_dir)
 
 
 def test_a_checkpoint_of_a_shallower_model_names_what_is_missing(run_dir: Path) -> None:
     save(run_dir, 20, replace(CONFIG, n_layer=1))
-    with pytest.raises(CheckpointError, match=r"6 missing: transformer\.h\.1\.\S+, "):
+    with pytest.raises(CheckpointError, match=r"transformer\.h\.1\.\S+ is missing; .* and 3 more"):
         load(run_dir)
 
 
 def test_a_checkpoint_of_another_width_names_both_shapes(run_dir: Path) -> None:
     save(run_dir, 20, replace(CONFIG, n_embd=32))
-    with pytest.raises(CheckpointError, match=rf"\({CONFIG.vocab_size}, 32\) instead of \({CONFIG.vocab_size}, 16\)"):
+    with pytest.raises(
+        CheckpointError, match=rf"has shape \({CONFIG.vocab_size}, 32\) instead of \({CONFIG.vocab_size}, 16\)"
+    ):
         load(run_dir)
-
-
-def test_weights_are_checked_by_name_and_shape() -> None:
-    weights = {"a": torch.zeros(2, 3), "c": torch.zeros(1)}
-    with pytest.raises(CheckpointError) as caught:
-        check_weights(weights, {"a": (3, 2), "b": (1,)}, source=Path("ck"))
-    message = str(caught.value)
-    assert "1 missing: b" in message
-    assert "1 not of this model: c" in message
-    assert "a (2, 3) instead of (3, 2)" in message
-    check_weights({"a": torch.zeros(2, 3)}, {"a": (2, 3)}, source=Path("ck"))
 
 
 def test_another_tokenizer_is_refused(run_dir: Path) -> None:

@@ -224,7 +224,7 @@ def samples(
 def run_setting(record: RunRecord, name: str) -> Any:
     """A setting of a run as its user gave it, or None."""
     settings = record.config.get("settings")
-    return settings.get(name) if isinstance(settings, dict) else record.config.get(name)
+    return settings.get(name) if isinstance(settings, dict) else None
 
 
 def documents_to_score(

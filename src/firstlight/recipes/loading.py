@@ -16,10 +16,7 @@ from firstlight.runtime import environment
 from firstlight.runtime.context import Runtime
 from firstlight.runtime.metrics import read_metrics
 from firstlight.tokens.bpe import Tokenizer
-from firstlight.train.checkpoint import find_latest_good, load_checkpoint
-
-SHOWN = 3
-"""Mistakes of one kind that a message names before it counts the rest."""
+from firstlight.train.checkpoint import checkpoint_name, find_latest_good, list_steps, load_checkpoint, load_into
 
 
 @dataclass(frozen=True)
@@ -68,22 +65,22 @@ def load_for_inference(
     chosen = choose_checkpoint(path, checkpoint, report=report)
     loaded = load_checkpoint(chosen)
     model = _filled_model(config, loaded.model, runtime, source=chosen)
-    return LoadedRun(model, tokenizer, record, int(loaded.state["step"]), path, chosen)
+    return LoadedRun(model, tokenizer, record, loaded.step, path, chosen)
 
 
 def choose_checkpoint(run_dir: Path, which: str, *, report: Callable[[str], None] | None = None) -> Path:
     """Folder of the checkpoint ``latest``, ``best`` or of a step, in a run's folder. See `load_for_inference`."""
     folder = run_dir / "checkpoints"
     if which == "latest":
-        latest = find_latest_good(folder, report=report or (lambda message: None))
+        latest = find_latest_good(folder, report=report)
         if latest is None:
             raise CheckpointError(
                 f"{run_dir} has no good checkpoint yet",
                 hint="continue the run with --resume, and look at --save-every",
             )
         return latest
-    kept = _kept_steps(folder)
-    listed = f"kept are steps {', '.join(map(str, sorted(kept)))}" if kept else "the run has no checkpoint"
+    kept = list_steps(folder)
+    listed = f"kept are steps {', '.join(map(str, kept))}" if kept else "the run has no checkpoint"
     if which == "best":
         scores = [(row["val_bpb"], row["step"]) for row in _scored_rows(run_dir) if row["step"] in kept]
         if not scores:
@@ -91,7 +88,7 @@ def choose_checkpoint(run_dir: Path, which: str, *, report: Callable[[str], None
                 f"no kept checkpoint of {run_dir} has a val_bpb in metrics.jsonl, so none is the best",
                 hint=f"{listed}: name one, or use latest",
             )
-        return kept[min(scores)[1]]
+        return folder / checkpoint_name(min(scores)[1])
     if not which.isdecimal():
         raise ConfigError(
             f"--checkpoint {which} is not known",
@@ -99,14 +96,7 @@ def choose_checkpoint(run_dir: Path, which: str, *, report: Callable[[str], None
         )
     if int(which) not in kept:
         raise CheckpointError(f"{run_dir} keeps no checkpoint of step {int(which)}", hint=listed)
-    return kept[int(which)]
-
-
-def _kept_steps(folder: Path) -> dict[int, Path]:
-    if not folder.is_dir():
-        return {}
-    named = [(path.name.removeprefix("step_"), path) for path in folder.iterdir() if path.name.startswith("step_")]
-    return {int(digits): path for digits, path in named if digits.isdecimal()}
+    return folder / checkpoint_name(int(which))
 
 
 def _scored_rows(run_dir: Path) -> list[dict]:
@@ -130,32 +120,12 @@ def _model_config(record: RunRecord, path: Path) -> GPTConfig:
 def _filled_model(config: GPTConfig, weights: Mapping[str, torch.Tensor], runtime: Runtime, *, source: Path) -> GPT:
     with torch.device("meta"):
         model = GPT(config, compute_dtype=runtime.compute_dtype)
-    check_weights(weights, {name: tuple(p.shape) for name, p in model.named_parameters()}, source=source)
     model = model.to_empty(device=runtime.device)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+    try:
+        load_into(dict(model.named_parameters()), weights, what=f"the checkpoint {source}")
+    except CheckpointError as error:
+        raise CheckpointError(
+            error.what, hint="it does not fit its run.json: one of them is of another run, or of another firstlight"
+        ) from error
     model.reset_rope()
     return model.requires_grad_(False).eval()
-
-
-def check_weights(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], *, source: Path) -> None:
-    """Raise CheckpointError where a checkpoint's tensors are not those of the model: missing, extra or of another shape."""
-    missing = [name for name in shapes if name not in weights]
-    extra = [name for name in weights if name not in shapes]
-    wrong = [
-        f"{name} {tuple(weights[name].shape)} instead of {shape}"
-        for name, shape in shapes.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
-    kinds = (("missing", missing), ("not of this model", extra), ("of another shape", wrong))
-    found = [f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds if names]
-    if found:
-        raise CheckpointError(
-            f"{source} is of another architecture than its run.json says: {'; '.join(found)}",
-            hint="the checkpoint or run.json was put here from another run, or is of another version of firstlight",
-        )
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
