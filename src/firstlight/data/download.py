@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from firstlight.data.lock import one_at_a_time
 from firstlight.data.sources.base import Progress
 from firstlight.data.sources.reading import check_file
 from firstlight.data.store import hash_file
@@ -90,14 +91,12 @@ def download(
     ``max_attempts`` tries in a row brought nothing new. headers: sent along (authorisation). sleep: for tests.
     Raises DataError naming the file where it does not exist, may not be read, or cannot be had whole.
     """
-    from filelock import FileLock
-
     if problem_with(path, remote) is None:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Two processes that want the same file: the second waits, and then finds it there.
-        with FileLock(path.with_name(path.name + ".lock")):
+        with one_at_a_time(path.with_name(path.name + ".lock"), progress=progress):
             if problem_with(path, remote) is not None:
                 _fetch_and_verify(remote, path, progress, max_attempts, first_wait_s, headers or {}, sleep)
     except OSError as error:

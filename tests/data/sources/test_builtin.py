@@ -38,35 +38,6 @@ def texts(source):
     return [text for shard in source.shards for _, text in read_documents(source.local_path(shard), ReadCounts())]
 
 
-def test_docstrings_are_those_of_modules_classes_and_functions_wherever_they_stand():
-    source = b'''"""module"""
-if True:
-    class A:
-        """class
-
-            indented
-        not"""
-        x = """no docstring"""
-        async def f(self):
-            """method"""
-            def g():
-                "inner"
-try:
-    pass
-except ImportError:
-    def h():
-        """fallback"""
-f"""not one"""
-'''
-    assert list(builtin.docstrings(source)) == ["module", "class\n\n    indented\nnot", "method", "inner", "fallback"]
-
-
-def test_topics_are_read_from_any_way_of_writing_the_dictionary(tmp_path):
-    path = tmp_path / "topics.py"
-    path.write_text("raise SystemExit\ntopics = {'b': 'two ' 'lines', 'a': f('one'), 'c': 3}\n")
-    assert builtin.topics(path) == ["one", "two lines"]
-
-
 def test_packages_are_found_without_importing_them():
     code = (
         "from firstlight.data.sources import builtin; import sys; found = builtin.find_packages(builtin._versions());"

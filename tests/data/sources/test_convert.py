@@ -43,13 +43,6 @@ def test_documents_keep_their_order_over_shards_of_the_size_asked_for(source, tm
         assert hashlib.sha256((out / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
 
 
-def test_row_groups_hold_1024_rows_in_zstandard(source, tmp_path):
-    convert(source, tmp_path / "out", shard_bytes=10**9)
-    metadata = pq.read_metadata(tmp_path / "out" / "shard_00000.parquet")
-    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [1024, 1024, 953]
-    assert metadata.row_group(0).column(0).compression == "ZSTD"
-
-
 def test_what_was_skipped_and_left_is_in_the_record_beside_the_shards(source, tmp_path):
     record = convert(source, tmp_path / "out", shard_bytes=10**9)
     assert record["skipped"] == {"null": 1, "invalid_json": 1}

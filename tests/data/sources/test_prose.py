@@ -56,8 +56,9 @@ def test_sentences_are_prose():
         "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda " * 8,
         "0 1 2 3 4 5 6 7 8 9 10 11 12 " * 20,
         "the        of        a         to       in        is        " * 8,
+        SENTENCES + "\ud800",
     ],
-    ids=["short", "code", "names", "numbers", "columns"],
+    ids=["short", "code", "names", "numbers", "columns", "not_utf8"],
 )
 def test_what_is_no_prose(text):
     assert not is_prose(text)

@@ -7,29 +7,25 @@ rest is shuffled by a fixed seed into a few Parquet files in the cache. The same
 
 from __future__ import annotations
 
-import ast
-import gc
 import hashlib
 import importlib.util
 import json
-import multiprocessing
 import os
 import platform
 import random
 import shutil
 import sysconfig
 import uuid
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from firstlight.data.lock import one_at_a_time
 from firstlight.data.sources import prose
 from firstlight.data.sources.base import Progress, Source, SourceShard
+from firstlight.data.sources.docstrings import Helper, Part, read_files, topics
 from firstlight.errors import DataError
 from firstlight.runtime import environment
 
@@ -93,13 +89,11 @@ def open_builtin(*, cache_dir: Path, progress: Progress | None = None) -> Source
     key = hashlib.sha256(json.dumps([FORMAT_VERSION, versions], sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / f"builtin-{key}"
     if (manifest := _whole_manifest(folder)) is None:
-        from filelock import FileLock
-
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
             # One of several processes builds, the others wait. Where a file system ignores locks, each builds its own
             # and the renaming below lets one of them win.
-            with FileLock(cache_dir / f"builtin-{key}.lock"):
+            with one_at_a_time(cache_dir / f"builtin-{key}.lock", progress=progress):
                 if _whole_manifest(folder) is None:
                     _build(folder, versions, progress)
         except OSError as error:
@@ -177,101 +171,29 @@ def _python_files(root: Path) -> tuple[Path, ...]:
     return tuple(sorted(found, key=lambda path: path.relative_to(root).as_posix()))
 
 
-def topics(path: Path) -> list[str]:
-    """The texts of pydoc's reference topics, in the order of their titles; read without running the file.
-
-    The file is a module with ``topics = {title: text, ...}``; some Pythons give the texts as joined or dedented literals,
-    which the parser has joined already.
-    """
-    tree = ast.parse(path.read_bytes())
-    found: dict[str, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Dict):
-            for key, value in zip(node.keys, node.values, strict=True):
-                constants = [n.value for n in ast.walk(value) if isinstance(n, ast.Constant)]
-                texts = [constant for constant in constants if isinstance(constant, str)]
-                if isinstance(key, ast.Constant) and texts:
-                    found[str(key.value)] = texts[0]
-    return [found[title] for title in sorted(found)]
-
-
-def docstrings(source: bytes) -> Iterator[str]:
-    """Docstrings of a module, its classes and functions, in the order of the text, dedented.
-
-    Raises SyntaxError or ValueError where the module does not parse.
-    """
-    with warnings.catch_warnings():
-        # Invalid escapes in other people's strings are not our user's business.
-        warnings.simplefilter("ignore")
-        tree = ast.parse(source)
-    todo: list[ast.AST] = [tree]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield text
-        # Definitions sit in bodies of statements; expressions, most of a tree, have none.
-        for name in ("finalbody", "orelse", "handlers", "cases", "body"):
-            children = getattr(node, name, None)
-            if isinstance(children, list):
-                todo.extend(reversed(children))
-
-
-def read_files(paths: list[Path]) -> tuple[list[str], Counter[str]]:
-    """Prose of the docstrings of some files, and counts of what was left out. Run in worker processes."""
-    texts: list[str] = []
-    counts: Counter[str] = Counter(files=len(paths))
-    for path in paths:
-        try:
-            with _without_garbage_collection():
-                found = [text for text in docstrings(path.read_bytes()) if len(text) >= prose.MIN_CHARS]
-        except (SyntaxError, ValueError, OSError, RecursionError):
-            counts["files_not_parsed"] += 1
-            continue
-        for text in found:
-            counts["docstrings"] += 1
-            cleaned = prose.clean(text)
-            if prose.is_prose(cleaned):
-                texts.append(cleaned)
-            else:
-                counts["left_out_not_prose"] += 1
-    return texts, counts
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """A syntax tree is many small objects without cycles; looking for cycles in it took a quarter of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _read_all(packages: list[Package], progress: Progress | None) -> tuple[list[str], Counter[str]]:
-    """Prose of all packages in a fixed order. Two processes share the work where there are two CPUs."""
+def read_all(packages: list[Package], progress: Progress | None) -> tuple[list[str], Counter[str]]:
+    """Prose of all packages in a fixed order, and counts. Another process reads every second part where there are two CPUs."""
     files = [path for package in packages for path in package.files]
     parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
+    helper = Helper(parts[1::2]) if environment.num_usable_cpus() > 1 else None
+    done: dict[int, Part] = {}
+    for i, part in enumerate(parts):
+        if helper is None or i % 2 == 0:
+            done[i] = read_files(part)
+            if progress is not None:
+                read_so_far = min(
+                    len(files), (2 if helper else 1) * sum(each.counts["files"] for each in done.values())
+                )
+                progress("reading the documentation of Python and its packages", read_so_far, len(files))
+    if helper is not None:
+        done.update({2 * i + 1: part for i, part in enumerate(helper.parts())})
     texts: list[str] = []
     counts: Counter[str] = Counter()
-    # A daemonic process may not start others; it reads alone.
-    alone = environment.num_usable_cpus() < 2 or multiprocessing.current_process().daemon
-    # Not forked: this process may hold threads (of torch, of Arrow), which a fork would cut off in mid-work.
-    pool = None if alone else ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        done = 0
-        for found, more in map(read_files, parts) if pool is None else pool.map(read_files, parts):
-            texts += found
-            counts += more
-            done += more["files"]
-            if progress is not None:
-                progress("reading the documentation of Python and its packages", done, len(files))
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+    for i, part in enumerate(parts):
+        # A helper that ended early (no memory, a signal) costs time, not text.
+        found = done[i] if i in done else read_files(part)
+        texts += found.texts
+        counts += found.counts
     return texts, counts
 
 
@@ -305,7 +227,7 @@ def without_copies(texts: Iterable[str]) -> tuple[list[str], Counter[str]]:
 
 def _build(folder: Path, versions: dict[str, str], progress: Progress | None) -> None:
     packages = find_packages(versions)
-    texts, counts = _read_all(packages, progress)
+    texts, counts = read_all(packages, progress)
     pydoc = importlib.util.find_spec("pydoc_data")
     locations = list(pydoc.submodule_search_locations or ()) if pydoc else []
     topic_files = [path for each in locations if (path := Path(each, "topics.py")).is_file()]
@@ -316,7 +238,7 @@ def _build(folder: Path, versions: dict[str, str], progress: Progress | None) ->
     texts, copies = without_copies([*topic_texts, *texts])
     counts += copies
     random.Random(SHUFFLE_SEED).shuffle(texts)
-    num_bytes = sum(len(text.encode(errors="replace")) for text in texts)
+    num_bytes = sum(len(text.encode()) for text in texts)
     if num_bytes < MIN_TEXT_BYTES:
         raise DataError(
             f"the built-in corpus has only {num_bytes:,} bytes: the sources of Python's library were not found in "

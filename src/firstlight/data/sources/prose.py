@@ -119,8 +119,11 @@ def clean(text: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """True for a text that is mostly English sentences: long enough, of letters, and with the small words of grammar."""
-    if len(text) < MIN_CHARS:
+    """True for a text that is mostly English sentences: long enough, of letters, and with the small words of grammar.
+
+    False also for a text that UTF-8 cannot hold (half of a surrogate pair, from an escape in a string).
+    """
+    if len(text) < MIN_CHARS or text.encode(errors="ignore").decode() != text:
         return False
     letters = sum(map(str.isalpha, text)) + text.count(" ") + text.count("\n")
     if letters < MIN_LETTERS_FRAC * len(text) or text.count("  ") > len(text) / 8:
