@@ -63,9 +63,10 @@ def test_each_thing_in_the_way_is_found_with_what_to_do(changes, level, what, do
     assert do in matching[0].do
 
 
-def test_cuda_versions_are_compared_as_numbers():
-    facts = GOOD | {"driver": "600.1", "driver_cuda": "13.10", "torch_cuda": "13.9"}
-    assert not any("knows CUDA" in finding.what for finding in findings(facts))
+@pytest.mark.parametrize(("driver_cuda", "torch_cuda", "is_too_old"), [("13.0", "13.1", False), ("9.2", "13.0", True)])
+def test_a_driver_is_too_old_by_its_major_version_as_a_number(driver_cuda, torch_cuda, is_too_old):
+    facts = GOOD | {"driver": "600.1", "driver_cuda": driver_cuda, "torch_cuda": torch_cuda}
+    assert any("knows CUDA" in finding.what for finding in findings(facts)) == is_too_old
 
 
 def test_a_gpu_far_below_its_data_sheet_is_pointed_out():

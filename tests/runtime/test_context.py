@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -108,7 +109,13 @@ def test_two_processes_agree_on_the_dtype_and_sum_over_both(tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, str(script)],
-            env={"PATH": "/usr/bin:/bin", **env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={
+                "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                **env,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -152,7 +152,7 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
                 "there is an NVIDIA GPU, but this torch is a build for CPUs only",
                 "install the CUDA build: pip install --force-reinstall 'torch>=2.13,<2.14' from https://pytorch.org/get-started",
             )
-        elif _version(facts["driver_cuda"]) < _version(facts["torch_cuda"]):
+        elif _major(facts["driver_cuda"]) < _major(facts["torch_cuda"]):
             add(
                 "slow",
                 f"the NVIDIA driver {facts['driver']} knows CUDA up to {facts['driver_cuda']},"
@@ -222,8 +222,10 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
     return sorted(found, key=lambda finding: order[finding.level])
 
 
-def _version(text: str | None) -> tuple[int, ...]:
-    return tuple(int(part) for part in (text or "0").split(".") if part.isdigit())
+def _major(version: str | None) -> int:
+    # A driver runs every CUDA of its major version: docs.nvidia.com/deploy/cuda-compatibility, "minor version compatibility".
+    head = (version or "0").split(".")[0]
+    return int(head) if head.isdigit() else 0
 
 
 def _nvidia_driver() -> dict[str, str | None]:
