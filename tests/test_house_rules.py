@@ -38,8 +38,8 @@ WITHOUT_A_TEST_FILE = {
     "recipes/settings.py": "defaults and their help; tests/cli/test_train.py reads them",
 }
 
-STANDARD_OUTPUT_IS_A_PIPE = {"data/build_worker.py"}
-"""A process of ours whose standard output its parent reads."""
+STANDARD_OUTPUT_IS_A_PIPE = {"data/build_worker.py", "data/sources/docstrings.py"}
+"""These run as processes of ours whose standard output their parent reads."""
 
 NO_TORCH_EXCEPT = {"data/batch.py", "data/loader.py"}
 """Files under tokens/ and data/ that may import torch; the others run in tokenising workers."""

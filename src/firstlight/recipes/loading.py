@@ -16,7 +16,7 @@ from firstlight.runtime import environment
 from firstlight.runtime.context import Runtime
 from firstlight.runtime.metrics import read_metrics
 from firstlight.tokens.bpe import Tokenizer
-from firstlight.train.checkpoint import checkpoint_name, find_latest_good, list_steps, load_checkpoint, load_into
+from firstlight.train.checkpoint import find_latest_good, list_checkpoints, load_checkpoint, load_into
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,13 @@ def choose_checkpoint(run_dir: Path, which: str, *, report: Callable[[str], None
     if which == "latest":
         latest = find_latest_good(folder, report=report)
         if latest is None:
+            steps = list_checkpoints(folder)
             raise CheckpointError(
-                f"{run_dir} has no good checkpoint yet",
-                hint="continue the run with --resume, and look at --save-every",
+                f"{run_dir} has no good checkpoint" + (f": all {len(steps)} are damaged" if steps else " yet"),
+                hint="start the run again" if steps else "continue the run with --resume, and look at --save-every",
             )
         return latest
-    kept = list_steps(folder)
+    kept = dict(list_checkpoints(folder))
     listed = f"kept are steps {', '.join(map(str, kept))}" if kept else "the run has no checkpoint"
     if which == "best":
         scores = [(row["val_bpb"], row["step"]) for row in _scored_rows(run_dir) if row["step"] in kept]
@@ -88,7 +89,7 @@ def choose_checkpoint(run_dir: Path, which: str, *, report: Callable[[str], None
                 f"no kept checkpoint of {run_dir} has a val_bpb in metrics.jsonl, so none is the best",
                 hint=f"{listed}: name one, or use latest",
             )
-        return folder / checkpoint_name(min(scores)[1])
+        return kept[min(scores)[1]]
     if not which.isdecimal():
         raise ConfigError(
             f"--checkpoint {which} is not known",
@@ -96,7 +97,7 @@ def choose_checkpoint(run_dir: Path, which: str, *, report: Callable[[str], None
         )
     if int(which) not in kept:
         raise CheckpointError(f"{run_dir} keeps no checkpoint of step {int(which)}", hint=listed)
-    return folder / checkpoint_name(int(which))
+    return kept[int(which)]
 
 
 def _scored_rows(run_dir: Path) -> list[dict]:
