@@ -128,10 +128,24 @@ def test_bad_json_lines_are_counted_by_reason_and_named(tmp_path):
 def test_a_file_with_no_usable_line_at_all_is_an_error_that_says_why(tmp_path, line):
     path = write_jsonl(tmp_path / "a.jsonl", [line] * 3)
     counts = ReadCounts(examples=["other.jsonl:0 is empty"])
-    with pytest.raises(DataError, match="none of its 3 rows can be used") as caught:
+    with pytest.raises(DataError, match="none of its first 3 rows can be used") as caught:
         list(read_documents(path, counts))
     assert "a.jsonl:0" in caught.value.hint
     assert "other.jsonl" not in caught.value.hint
+
+
+def test_a_wrong_field_name_comes_out_before_the_file_is_read_through(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"content": "x"}] * 300)
+    with pytest.raises(DataError, match=r"none of its first 100 rows can be used .100 not text") as caught:
+        check_file(path)
+    assert caught.value.hint == "a.jsonl:0 (line 1) has no field `text`; its fields are content"
+
+
+def test_a_txt_file_that_is_not_utf8_is_an_error_that_says_where(tmp_path):
+    (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(DataError, match=r"none of its 1 rows can be used .1 invalid utf8") as caught:
+        read(tmp_path / "a.txt")
+    assert caught.value.hint == "a.txt:0 is not UTF-8: byte 0xe9 at offset 3"
 
 
 def test_a_file_of_nulls_only_gives_no_document_and_no_error(tmp_path):

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from firstlight.data.sources import prose
 
@@ -135,13 +136,13 @@ class Helper:
             self._found.append(Part(found["texts"], Counter(found["counts"])))
 
 
-def main() -> None:
-    """Read one JSON list of paths a line from standard input; answer each with a line ``{"texts", "counts"}``."""
-    for line in sys.stdin:
+def main(jobs: TextIO, answers: TextIO) -> None:
+    """Read one JSON list of paths a line; answer each with a line ``{"texts", "counts"}``."""
+    for line in jobs:
         part = read_files([Path(path) for path in json.loads(line)])
-        sys.stdout.write(json.dumps({"texts": part.texts, "counts": part.counts}) + "\n")
-        sys.stdout.flush()
+        answers.write(json.dumps({"texts": part.texts, "counts": part.counts}) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.stdin, sys.stdout)

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,6 +35,8 @@ KINDS_IN_WORDS = (
 
 CHUNK_BYTES = 1 << 20
 ROWS_AT_ONCE = 1024
+FIRST_ROWS = 100
+"""Rows of a JSON-lines file that are looked at before anything long starts; one of them must be usable."""
 
 
 def suffix_of(name: str) -> str | None:
@@ -43,7 +46,8 @@ def suffix_of(name: str) -> str | None:
 
 
 def check_file(path: Path, name: str | None = None) -> None:
-    """Look at a file's outside before anything long starts: Parquet's footer and column, a compressed file's magic.
+    """Look at a file's outside before anything long starts: Parquet's footer and column, a compressed file's magic,
+    the first lines of JSON lines.
 
     name: how messages name it, and what its kind is read from; the file's own name where None.
     Raises DataError naming the file where it is damaged, or has no column of texts.
@@ -66,6 +70,8 @@ def check_file(path: Path, name: str | None = None) -> None:
         raise DataError(
             f"{name} is UTF-16", hint=f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}"
         )
+    if suffix and suffix.startswith(".jsonl"):
+        _check_first_lines(path, name)
 
 
 def read_documents(path: Path, counts: ReadCounts, *, name: str | None = None) -> Iterator[tuple[int, str]]:
@@ -94,18 +100,27 @@ def read_documents(path: Path, counts: ReadCounts, *, name: str | None = None) -
             counts.documents += 1
             counts.text_bytes += num_bytes
             yield row, text
-    if counts.documents > before.documents:
-        return
+    if counts.documents == before.documents:
+        _refuse_if_unusable(name, before, counts, "none of its")
+
+
+def _refuse_if_unusable(name: str, before: ReadCounts, after: ReadCounts, none_of: str) -> None:
+    """Raise DataError where all rows between two counts were skipped, some for a reason that is a mistake."""
     earlier = before.skipped_by_reason()
-    skipped = {reason: n - earlier.get(reason, 0) for reason, n in counts.skipped_by_reason().items()}
+    skipped = {reason: n - earlier.get(reason, 0) for reason, n in after.skipped_by_reason().items()}
     skipped = {reason: n for reason, n in skipped.items() if n}
     # A file of nulls and empty texts is a poor file and no mistake; the source as a whole must still give a document.
     if skipped.keys() - {"null", "empty"}:
         why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in skipped.items())
-        own_examples = [example for example in counts.examples if example.startswith(f"{name}:")]
-        raise DataError(
-            f"{name}: none of its {sum(skipped.values())} rows can be used ({why})", hint="; ".join(own_examples[:3])
-        )
+        own_example = next((example for example in after.examples if example.startswith(f"{name}:")), "")
+        raise DataError(f"{name}: {none_of} {sum(skipped.values())} rows can be used ({why})", hint=own_example)
+
+
+def _check_first_lines(path: Path, name: str) -> None:
+    """Refuse a JSON-lines file whose first rows are all unusable: a wrong field name must not come out mid-run."""
+    counts = ReadCounts()
+    if all(text is None for _, text in _read_jsonl(path, name, counts, max_rows=FIRST_ROWS)):
+        _refuse_if_unusable(name, ReadCounts(), counts, "none of its first")
 
 
 def _utf8_length(text: str) -> int | None:
@@ -198,8 +213,10 @@ def _to_python(column: pa.Array) -> list[str | bytes | None]:
 # JSON lines and plain text
 
 
-def _read_jsonl(path: Path, name: str, counts: ReadCounts) -> Iterator[tuple[int, str | None]]:
-    for row, line in enumerate(_lines(path, name)):
+def _read_jsonl(
+    path: Path, name: str, counts: ReadCounts, *, max_rows: int | None = None
+) -> Iterator[tuple[int, str | None]]:
+    for row, line in enumerate(islice(_lines(path, name), max_rows)):
         if not line.strip():
             continue
         where = f"{name}:{row}"
