@@ -27,12 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import safetensors
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import firstlight
 from firstlight.errors import CheckpointError
-from firstlight.runtime import environment
 
 SCHEMA = 1
 MODEL_FILE = "model.safetensors"
@@ -273,12 +274,15 @@ def _json_bytes(value: Any) -> bytes:
 
 
 def _manifest_bytes(step: int, entries: Mapping[str, Any]) -> bytes:
-    versions = environment.versions()
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "step": step,
         "files": dict(entries),
-        "versions": {name: versions[name] for name in ("firstlight", "torch", "safetensors")},
+        "versions": {
+            "firstlight": firstlight.__version__,
+            "torch": str(torch.__version__),
+            "safetensors": safetensors.__version__,
+        },
     }
     # The hash of everything else, so that the manifest answers for itself too.
     content["sha256"] = hashlib.sha256(_json_bytes(content)).hexdigest()

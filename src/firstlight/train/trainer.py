@@ -269,7 +269,7 @@ class Trainer:
                     # It may have run out of memory; what it held must not be missing in the next step.
                     torch.cuda.empty_cache()
                 continue
-            if state.step == self._saved_step:
+            if 0 < state.step == self._saved_step:
                 state = state.scored(values.get("val_bpb"))
         if due:
             collect()
