@@ -69,7 +69,6 @@ def test_the_probe_is_a_rate_and_short():
     assert 1e7 < rate < 1e14
 
 
-@pytest.mark.xfail(reason="the probe draws its matrices from torch's global generator", strict=False)
 def test_the_probe_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     precision.matmul_flops_per_s(CPU, torch.float32, size=8, seconds=0.0)

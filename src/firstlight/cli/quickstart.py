@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def quickstart(*, minutes: float = 4.5, run: str | None = None, resume: bool = False) -> None:
     """Train a small language model on the built-in text: tokenizer, training, bits per byte, samples, report.
@@ -25,10 +27,16 @@ def quickstart(*, minutes: float = 4.5, run: str | None = None, resume: bool = F
     resume
         Continue the run of that name.
     """
-    from firstlight.recipes import base, record
+    from firstlight.recipes import base
     from firstlight.recipes.settings import BaseSettings
     from firstlight.runtime import environment
 
-    name = run or record.free_name(environment.runs_dir(), "quickstart")
+    name = run or _free_name(environment.runs_dir())
     settings = BaseSettings(run=name, resume=resume, data="builtin", minutes=minutes)
     base.train_base(settings, given=frozenset({"run", "resume", "data", "minutes"}))
+
+
+def _free_name(runs_dir: Path) -> str:
+    """``quickstart``, or with the first number that is free."""
+    names = ["quickstart", *(f"quickstart-{number}" for number in range(2, 1000))]
+    return next(name for name in names if not (runs_dir / name).exists())

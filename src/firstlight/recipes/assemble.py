@@ -42,9 +42,7 @@ def assemble(plan: Plan, runtime: Runtime, *, compiled: bool, seed: int, checkpo
     """Build model and optimizer; wrap the trunk in torch.compile (which compiles on first use)."""
     model = build_gpt(plan.model, device=runtime.device, compute_dtype=runtime.compute_dtype, seed=seed)
     model.checkpoint_activations = checkpoint_activations
-    _, why = choose_kernel(
-        device_type=runtime.device.type, compute_dtype=runtime.compute_dtype, seq_len=plan.seq_len
-    )
+    _, why = choose_kernel(device_type=runtime.device.type, compute_dtype=runtime.compute_dtype, seq_len=plan.seq_len)
     groups = make_groups(
         model.named_parameters(),
         embedding_lr=plan.embedding_lr,

@@ -1,6 +1,6 @@
 """The recipe of a base run: put the parts together, train, score, report. The only place where they meet.
 
-    settings -> plan -> text, tokenizer, tokens -> model, optimizer, loader -> Trainer.fit -> final score, report
+settings -> plan -> text, tokenizer, tokens -> model, optimizer, loader -> Trainer.fit -> final score, report
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from firstlight.runtime.context import Runtime, open_runtime
 from firstlight.tokens.bpe import Tokenizer
 from firstlight.train.checkpoint import find_latest_good, load_checkpoint, load_into
 from firstlight.train.horizon import ClockHorizon, Curve, StepHorizon
-from firstlight.train.plan import Plan
+from firstlight.train.plan import Plan, interval
 from firstlight.train.state import TrainState
 from firstlight.train.trainer import Probe, Saver, Trainer
 
@@ -289,15 +289,16 @@ class _BaseRun:
                 )
             )  # fmt: skip
             probes: list[Probe] = [
-                BpbProbe(validation, every=plan.eval_every, max_documents=settings.eval_documents or None, console=console)
+                BpbProbe(
+                    validation, every=plan.eval_every, max_documents=settings.eval_documents or None, console=console
+                )
             ]
             if runtime.is_main:
                 probes.append(
                     SampleProbe(
-                        data.tokenizer, default_prompts(settings.data), path=self.run_dir / "samples.md",
-                        every=plan.sample_every, console=console,
+                        data.tokenizer, default_prompts(settings.data), every=plan.sample_every, console=console
                     )
-                )  # fmt: skip
+                )
             trainer = Trainer(
                 parts.model, parts.optimizer, loader, runtime, horizon,
                 num_micro_batches=plan.num_micro_batches, num_step_tokens=plan.total_batch_size,
@@ -375,9 +376,9 @@ class _BaseRun:
         plan = replace(
             plan,
             estimated_steps=steps,
-            eval_every=math.ceil(steps / 10) if settings.eval_every is None else plan.eval_every,
-            sample_every=math.ceil(steps / 4) if settings.sample_every is None else plan.sample_every,
-            save_every=math.ceil(steps / 10) if settings.save_every is None else plan.save_every,
+            eval_every=interval(steps, 10) if settings.eval_every is None else plan.eval_every,
+            sample_every=interval(steps, 4) if settings.sample_every is None else plan.sample_every,
+            save_every=interval(steps, 10) if settings.save_every is None else plan.save_every,
         )
         return ClockHorizon(training_s, curve, used_s=start.used_s, agree=self.runtime.largest), limit, plan
 
@@ -425,4 +426,4 @@ class _BaseRun:
     def say_where(self) -> None:
         name, took = self.record.name, format_duration(time.monotonic() - self.started_s)
         self.console.say(f"done in {took}: {self.run_dir / 'report.html'} and {self.run_dir / 'samples.md'}")
-        self.console.say(f"try: firstlight sample {name} -p \"The\"")
+        self.console.say(f'try: firstlight sample {name} -p "The"')

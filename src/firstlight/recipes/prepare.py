@@ -123,7 +123,9 @@ def prepare_data(
     with console.progress(f"opening {data}") as bar:
         source = open_source(data, cache_dir=cache_dir, progress=lambda what, done, total: bar.advance(0))
     if source.ignored:
-        console.say(f"{data}: {len(source.ignored)} files beside the text are not read: {', '.join(source.ignored[:5])}")
+        console.say(
+            f"{data}: {len(source.ignored)} files beside the text are not read: {', '.join(source.ignored[:5])}"
+        )
     val_spec = resolve_source_val(source, val)
     if tokenizer_path is None:
         tokenizer = tokenizer_for(source, val_spec, vocab_size=vocab_size, cache_dir=cache_dir, console=console)

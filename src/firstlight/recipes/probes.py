@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from firstlight.data.split import ValSpec, iter_documents, val_content_hash
 from firstlight.data.store import TokenStore
 from firstlight.eval.bpb import BpbResult, evaluate_bpb
-from firstlight.eval.samples import Sample, sample_prompts, samples_markdown
+from firstlight.eval.samples import Sample, sample_prompts
 from firstlight.model.gpt import GPT
 from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
@@ -116,14 +115,12 @@ class BpbProbe:
 
 
 class SampleProbe:
-    """Let the model continue fixed prompts every ``every`` steps, and keep what it says in ``samples.md``."""
+    """Let the model continue fixed prompts every ``every`` steps, and at the end."""
 
     name = "sample"
 
-    def __init__(
-        self, tokenizer: Tokenizer, prompts: Sequence[str], *, path: Path, every: int, console: Console
-    ) -> None:
-        self._tokenizer, self._prompts, self._path = tokenizer, prompts, path
+    def __init__(self, tokenizer: Tokenizer, prompts: Sequence[str], *, every: int, console: Console) -> None:
+        self._tokenizer, self._prompts = tokenizer, prompts
         self._every, self._console = every, console
 
     def due(self, step: int, is_last: bool) -> bool:
@@ -131,8 +128,6 @@ class SampleProbe:
 
     def measure(self, model: GPT, step: int) -> dict[str, Any]:
         samples = self.samples(model)
-        with open(self._path, "a", encoding="utf-8", errors="replace") as file:
-            file.write(samples_markdown(step, samples))
         for sample in samples[:NUM_SHOWN]:
             text = " ".join(f"{sample.prompt}{sample.text}".split())
             self._console.say(f"step {step:05d} | sample: {text[:SHOWN_CHARACTERS]}")

@@ -84,7 +84,7 @@ def check_identity(
         ("the tokenizer", previous.tokenizer_hash, tokenizer_hash),
         (f"the data {data}", previous.data_hash, data_hash),
     ):
-        if was not in (None, now):
+        if was is not None and was != now:
             problems.append(f"{what} has changed (its content hash was {was[:12]} and is now {now[:12]})")
     if problems:
         raise DataError(

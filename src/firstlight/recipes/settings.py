@@ -83,8 +83,8 @@ class BaseSettings:
     """Steps between checkpoints (0: only at the end). [ten a run]"""
     keep: int = 2
     """Checkpoints kept: the newest this many, and the best."""
-    log_every: int = 1
-    """Steps between console lines where the output is not a terminal. metrics.jsonl has each step."""
+    log_every: int | None = None
+    """Steps between console lines; metrics.jsonl has each step. [a line every 5 seconds]"""
     tracker: Literal["wandb", "tensorboard", "trackio"] | None = None
     """Also send metrics to this tracker (an extra: pip install "firstlight[wandb]")."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from firstlight.optim.schedule import Hyper
+from firstlight.recipes.report_samples import write_samples
 from firstlight.runtime.console import Console, StepLine, StepPrinter
 from firstlight.runtime.context import Runtime
 from firstlight.runtime.metrics import MetricsLog
@@ -24,6 +25,7 @@ class RunSink:
 
     def __init__(
         self,
+        run_dir: Path,
         metrics: MetricsLog | None,
         tracker: Tracker,
         steps: StepPrinter,
@@ -33,18 +35,21 @@ class RunSink:
         horizon: StepHorizon | ClockHorizon,
         peak_flops_per_s: float,
     ) -> None:
+        self._run_dir = run_dir
         self._metrics, self._tracker, self._steps, self._console = metrics, tracker, steps, console
         self._plan, self._horizon, self._peak = plan, horizon, peak_flops_per_s
 
     def write(self, kind: str, step: int | None, values: Mapping[str, Any]) -> None:
-        """One row of the metrics; one for each prompt where the row holds samples."""
+        """One row of the metrics. What the model said is also kept as text, in samples.md."""
         if self._metrics is None or not values:
             return
-        rows = values["samples"] if kind == "sample" else [values]
-        for row in rows:
-            self._metrics.write(kind, step, row)
-        if kind != "sample":
-            self._tracker.log(kind, step, values)
+        self._metrics.write(kind, step, values)
+        if kind == "sample":
+            try:
+                write_samples(self._run_dir)
+            except OSError as error:
+                self._console.warn(f"samples.md could not be written: {error.strerror or error}")
+        self._tracker.log(kind, step, values)
 
     def show(self, step: int, stats: StepStats, hyper: Hyper, state: TrainState, *, num_tokens: int) -> None:
         """One training step: a row of the metrics, and a line or a moving bar for a person."""
@@ -54,7 +59,7 @@ class RunSink:
         share = mfu(self._plan.flops_per_token * num_tokens, stats.elapsed_s, self._peak)
         mean_step_s = state.elapsed_s / state.step
         eta_s = self._horizon.eta_s(state.step, mean_step_s)
-        row = {
+        row: dict[str, Any] = {
             "loss_nats": stats.loss_nats,
             "grad_norm": stats.grad_norm,
             "lr_multiplier": hyper.lr_multiplier,
@@ -126,9 +131,7 @@ def open_sink(
             if removed := metrics.rewind(rewind_to):
                 console.say(f"metrics.jsonl: {removed} rows from step {rewind_to} on will be made again")
         with console.training(plan.num_steps, every_steps=log_every) as steps:
-            yield RunSink(
-                metrics, opened, steps, console, plan=plan, horizon=horizon, peak_flops_per_s=peak
-            )  # fmt: skip
+            yield RunSink(run_dir, metrics, opened, steps, console, plan=plan, horizon=horizon, peak_flops_per_s=peak)
     finally:
         opened.finish()
         if metrics is not None:

@@ -150,7 +150,9 @@ def open_runtime(*, device: str = "auto", dtype: str = "auto", num_threads: int 
         # Ranks must agree on the dtype even if their probes did not.
         choice = torch.tensor([list(DTYPES.values()).index(compute_dtype)], device=chosen_device)
         dist.broadcast(choice, src=0)
-        compute_dtype = list(DTYPES.values())[int(choice.item())]
+        agreed = list(DTYPES.values())[int(choice.item())]
+        if agreed != compute_dtype:
+            compute_dtype, dtype_note = agreed, f"dtype {DTYPE_NAMES[agreed]}: rank 0's choice"
     try:
         yield Runtime(
             device=chosen_device,

@@ -16,8 +16,9 @@ def matmul_flops_per_s(
     device: torch.device, dtype: torch.dtype, *, size: int = PROBE_SIZE, seconds: float = PROBE_S
 ) -> float:
     """Rate of a square ``size`` x ``size`` matmul in FLOP/s: best of the repetitions that fit in ``seconds``."""
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.randn(size, size, device=device).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(size, size, generator=generator).to(device, dtype)
+    b = torch.randn(size, size, generator=generator).to(device, dtype)
     out = a @ b
     best_s = float("inf")
     end = time.perf_counter() + seconds

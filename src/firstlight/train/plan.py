@@ -151,6 +151,15 @@ def nearest_multiples(value: int, unit: int) -> str:
     return f"{below} or {below + unit}" if below > 0 else f"{unit}"
 
 
+def interval(num_steps: int, times: int) -> int:
+    """Steps between things that should happen about ``times`` in a run; at least 20, so that short runs mostly train.
+
+    >>> interval(1000, 10), interval(30, 10)
+    (100, 20)
+    """
+    return max(20, math.ceil(num_steps / times))
+
+
 def largest_dividing(rows: int, limit: int) -> int:
     """Largest divisor of ``rows`` that is at most ``limit`` (the micro-batch that wastes nothing).
 
@@ -391,11 +400,15 @@ def make_plan(
     )
     line("final_lr_frac", f"{final:g}", "given" if final_lr_frac is not None else "5 % of the rate at the end")
 
-    evals = eval_every if eval_every is not None else max(1, math.ceil(estimated / 10))
-    samples = sample_every if sample_every is not None else max(1, math.ceil(estimated / 4))
-    saves = save_every if save_every is not None else max(1, math.ceil(estimated / 10))
+    evals = eval_every if eval_every is not None else interval(estimated, 10)
+    samples = sample_every if sample_every is not None else interval(estimated, 4)
+    saves = save_every if save_every is not None else interval(estimated, 10)
     checkpoint_bytes = weights_bytes + optimizer_bytes
-    line("eval_every", f"{evals:,} steps" if evals else "off", "ten times a run" if eval_every is None else "given")
+    line(
+        "eval_every",
+        f"{evals:,} steps" if evals else "off",
+        "ten times a run, 20 steps apart at least" if eval_every is None else "given",
+    )
     line(
         "sample_every",
         f"{samples:,} steps" if samples else "off",
