@@ -48,9 +48,13 @@ def fetch(name: str, /, *, num_parallel: int = 4, json: bool = False) -> None:
     console = Console(is_terminal=environment.is_terminal())
     with _bars(console, quiet=json) as progress:
         source = open_source(name, cache_dir=environment.cache_dir(), progress=progress)
-        # Threads, because the work is waiting for the network; the first error ends the others after their file.
-        with ThreadPoolExecutor(num_parallel) as pool:
+        # Threads, because the work is waiting for the network.
+        pool = ThreadPoolExecutor(num_parallel)
+        try:
             paths = list(pool.map(lambda shard: source.local_path(shard, progress), source.shards))
+        finally:
+            # After an error only the files that are under way are finished.
+            pool.shutdown(cancel_futures=True)
     shards = [
         {"name": shard.name, "path": str(path), "num_bytes": path.stat().st_size, "sha256": shard.sha256}
         for shard, path in zip(source.shards, paths, strict=True)
