@@ -30,16 +30,17 @@ def model_that_says(chain: bytes, *, ends: bool = False) -> GPT:
     width += width % 2
     config = GPTConfig(BYTES.vocab_size, n_layer=1, n_head=1, n_kv_head=1, n_embd=width, max_seq_len=CONTEXT)
     model = build_gpt(config, device=torch.device("cpu"), compute_dtype=torch.float32, seed=0)
+    weights = dict(model.named_parameters())
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in weights.values():
             parameter.zero_()
         places = {byte: place for place, byte in enumerate(chain)}
         for byte, place in places.items():
-            model.transformer["wte"].weight[byte, place] = 1.0
+            weights["transformer.wte.weight"][byte, place] = 1.0
             following = chain[(place + 1) % len(chain)]
             if ends and place == len(chain) - 1:
                 following = BYTES.bos_id
-            model.lm_head.weight[following, place] = 100.0
+            weights["lm_head.weight"][following, place] = 100.0
     return model
 
 
