@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -136,3 +138,23 @@ def test_activation_bytes_with_recomputation_are_the_kept_inputs_and_one_block(c
 def test_activations_grow_with_rows_only() -> None:
     one = count.activation_bytes(CONFIGS[0], batch_rows=1, seq_len=256)
     assert count.activation_bytes(CONFIGS[0], batch_rows=7, seq_len=256) == 7 * one
+
+
+def test_numbers_on_the_models_page_are_those_of_the_code() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
+    config = CONFIGS[0]
+    exact = [
+        *count.num_params(config).values(),
+        sum(count.num_params(config).values()),
+        count.num_matmul_params(config),
+        count.flops_per_token(config, 256),
+        count.flops_per_token_causal(config, 256),
+        count.decode_flops_per_token(config, 256),
+    ]
+    mebibytes = [count.weights_bytes(config), count.optimizer_bytes(config)]
+    mebibytes.append(count.kv_cache_bytes(config, batch_rows=1, seq_len=256))
+    for recompute in (False, True):
+        mebibytes.append(count.activation_bytes(config, batch_rows=16, seq_len=256, checkpoint_activations=recompute))
+    missing = [text for text in (f"{n:,}" for n in exact) if f" {text} " not in page.replace("**", "")]
+    missing += [text for text in (f"{n / 2**20:.0f} MiB" for n in mebibytes) if f" {text}" not in page]
+    assert missing == []
