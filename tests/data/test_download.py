@@ -117,6 +117,7 @@ def test_a_server_without_ranges_gets_a_fresh_start(shard):
     shard.answers = [lambda shard, request: Response(shard.data)]
     shard.get()
     assert shard.path.read_bytes() == shard.data
+    assert shard.ranges == ["bytes=11-"]
 
 
 def test_a_busy_server_is_asked_again_with_growing_waits(shard):

@@ -25,7 +25,7 @@ def write_parquet(path: Path, texts: Iterable[str]) -> dict[str, str | int]:
     with pq.ParquetWriter(path, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         rest = iter(texts)
         while group := list(islice(rest, ROW_GROUP_ROWS)):
-            writer.write_table(pa.table({TEXT_COLUMN: group}, schema=SCHEMA), row_group_size=ROW_GROUP_ROWS)
+            writer.write_table(pa.table({TEXT_COLUMN: group}, schema=SCHEMA))
             documents += len(group)
             text_bytes += sum(len(text.encode()) for text in group)
     assert pq.read_metadata(path).num_rows == documents
