@@ -32,7 +32,7 @@ from firstlight.tokens.bpe import Tokenizer
 from firstlight.train.checkpoint import find_latest_good, load_checkpoint, load_into
 from firstlight.train.horizon import ClockHorizon, Curve, StepHorizon
 from firstlight.train.plan import Plan, interval
-from firstlight.train.state import TrainState
+from firstlight.train.state import TrainState, set_rng_tensors
 from firstlight.train.trainer import Probe, Saver, Trainer
 
 # The last checkpoint, samples and the report, at the end of a run by the clock.
@@ -329,6 +329,7 @@ class _BaseRun:
         parts.optimizer.num_updates = int(loaded.state["num_updates"])
         if parts.scaler is not None and loaded.state["scaler"] is not None:
             parts.scaler.load_state(loaded.state["scaler"])
+        set_rng_tensors(loaded.rng, self.runtime.device)
         self.console.say(f"resumed from {found}")
         return TrainState.from_dict(loaded.state["train"])
 

@@ -44,7 +44,7 @@ def merge_settings(
         # A new horizon replaces the old one, whatever its unit.
         nothing: dict[str, Any] = dict.fromkeys(HORIZONS)
         saved = replace(saved, **nothing)
-    wanted = replace(saved, **{name: getattr(settings, name) for name in given}, resume=True)
+    wanted = replace(saved, **{name: getattr(settings, name) for name in given | {"resume"}})
     problems = Problems()
     changes = []
     for name, old, new in differences(asdict(before), asdict(wanted)):

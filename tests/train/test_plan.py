@@ -1,0 +1,142 @@
+"""The dial, against arithmetic by hand and the seed's own examples."""
+
+from __future__ import annotations
+
+import pytest
+
+from firstlight.errors import ConfigError
+from firstlight.train.plan import (
+    Horizon,
+    batch_tokens_for,
+    interval,
+    largest_dividing,
+    make_plan,
+    nearest_multiples,
+    seq_len_for,
+    vocab_size_for,
+)
+
+
+def test_seed_command_for_eight_gpus_gives_the_seeds_numbers():
+    plan = make_plan(
+        20, horizon=Horizon("steps", 50000), device_batch_size=32, total_batch_size=524288, seq_len=2048, vocab_size=32000,
+        world_size=8,
+    )  # fmt: skip
+    # 524288 / (32 * 2048 * 8) = 1, and one GPU alone would accumulate 8 times, as in the seed's section 4.2.
+    assert plan.num_micro_batches == 1
+    assert (plan.model.n_layer, plan.model.n_embd, plan.model.n_head) == (20, 1280, 10)
+    assert plan.num_steps == 50000
+    assert plan.num_tokens == 50000 * 524288
+    alone = make_plan(20, horizon=Horizon("steps", 1), device_batch_size=32, total_batch_size=524288, seq_len=2048)
+    assert alone.num_micro_batches == 8
+
+
+def test_seed_depth_12_has_six_heads_of_128():
+    model = make_plan(12, vocab_size=32000, seq_len=2048).model
+    assert (model.n_embd, model.n_head, model.head_dim) == (768, 6, 128)
+
+
+def test_head_costs_at_most_a_quarter_of_the_matmuls_from_depth_2_on():
+    for depth in range(2, 27):
+        head = vocab_size_for(depth) * 64 * depth
+        blocks = 12 * (64 * depth) ** 2 * depth
+        assert head / (head + blocks) <= 0.25 + 1e-9, depth
+
+
+def test_horizons_agree_with_each_other():
+    by_steps = make_plan(4, horizon=Horizon("steps", 1000), total_batch_size=4096)
+    by_tokens = make_plan(4, horizon=Horizon("tokens", 4096 * 1000), total_batch_size=4096)
+    # 12 * 256^2 * 4 + 4096 * 256 = 4,194,304 matmul parameters; T = 256.
+    flops_per_token = 6 * 4_194_304 + 12 * 4 * 256 * 256
+    by_flops = make_plan(4, horizon=Horizon("flops", flops_per_token * 4096 * 1000), total_batch_size=4096)
+    by_ratio = make_plan(4, horizon=Horizon("tokens_per_param", 4096 * 1000 / 4_194_304), total_batch_size=4096)
+    assert by_steps.num_steps == by_tokens.num_steps == by_flops.num_steps == by_ratio.num_steps == 1000
+
+
+def test_minutes_have_no_fixed_number_of_steps():
+    plan = make_plan(4, horizon=Horizon("minutes", 10), flops_per_s=1e11)
+    assert plan.num_steps is None
+    assert plan.estimated_steps > 100
+
+
+def test_default_horizon_is_twelve_tokens_a_parameter():
+    plan = make_plan(4)
+    assert plan.num_tokens == pytest.approx(12 * 4_194_304, rel=0.01)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 20, 26, 32])
+def test_plan_is_sane_at_every_scale(depth):
+    plan = make_plan(depth)
+    assert plan.total_batch_size == plan.num_micro_batches * plan.device_batch_size * plan.seq_len
+    assert 100 <= plan.num_steps <= 1_000_000
+    assert plan.model.n_embd % plan.model.n_head == 0
+    assert plan.warmup_frac * plan.num_steps <= 40
+
+
+def test_every_line_of_a_plan_has_a_reason():
+    for line in make_plan(6, horizon=Horizon("minutes", 5)).lines:
+        assert line.name
+        assert line.value
+        assert line.reason, line.name
+
+
+def test_total_batch_that_does_not_divide_names_the_nearest_that_do():
+    with pytest.raises(ConfigError) as caught:
+        make_plan(4, total_batch_size=512, device_batch_size=4, seq_len=256)
+    # 4 rows of 256 are 1024 tokens a pass; 512 is less than one (nanochat #532).
+    assert "--total-batch-size 512 is not a multiple of 1024" in str(caught.value)
+    assert "1024" in caught.value.hint
+    with pytest.raises(ConfigError) as caught:
+        make_plan(4, total_batch_size=5000, seq_len=256)
+    assert "4864 or 5120" in str(caught.value)
+
+
+def test_all_mistakes_are_reported_together():
+    with pytest.raises(ConfigError) as caught:
+        make_plan(0, vocab_size=-1, warmup_frac=2.0, weight_decay=-0.1)
+    message = str(caught.value)
+    for part in ("--depth 0", "--vocab-size -1", "--warmup-frac 2.0", "--weight-decay -0.1"):
+        assert part in message
+
+
+def test_zero_steps_are_refused():
+    with pytest.raises(ConfigError, match="zero steps"):
+        make_plan(4, horizon=Horizon("steps", 0))
+    with pytest.raises(ConfigError, match="less than one step"):
+        make_plan(4, horizon=Horizon("tokens", 100), total_batch_size=4096)
+
+
+def test_model_that_does_not_fit_memory_is_refused_with_what_would():
+    with pytest.raises(ConfigError) as caught:
+        make_plan(12, memory_bytes=4 * 2**30, device_batch_size=64, total_batch_size=64 * 2048)
+    assert "GiB are needed" in str(caught.value)
+    assert "--device-batch-size" in str(caught.value)
+
+
+def test_micro_batch_follows_the_memory_and_the_total_batch_stays():
+    small = make_plan(8, memory_bytes=3 * 2**30, total_batch_size=2**17)
+    large = make_plan(8, memory_bytes=300 * 2**30, total_batch_size=2**17)
+    assert small.total_batch_size == large.total_batch_size
+    assert small.device_batch_size < large.device_batch_size
+    assert small.num_micro_batches > 1
+    assert large.num_micro_batches == 1
+
+
+def test_accumulation_counts_all_processes():
+    # litgpt #1927: 2 nodes of 4, 64 rows a step, 4 a pass: 64 / (4 * 8) = 2.
+    plan = make_plan(4, seq_len=256, total_batch_size=64 * 256, device_batch_size=4, world_size=8)
+    assert plan.num_micro_batches == 2
+
+
+def test_rates_follow_the_seed_at_width_768():
+    plan = make_plan(12)
+    assert (plan.embedding_lr, plan.unembedding_lr, plan.matrix_lr) == (0.2, 0.004, 0.02)
+
+
+def test_helpers_by_hand():
+    assert nearest_multiples(100, 256) == "256"
+    assert largest_dividing(12, 5) == 4
+    assert interval(95, 10) == 20
+    assert seq_len_for(5) == 512
+    # (13e6 / 6.5e6)^0.7 = 1.62, and 4096 * 1.62 = 6654 is nearer to 8192 than to 4096 in powers of two.
+    assert batch_tokens_for(13e6) == 8192
