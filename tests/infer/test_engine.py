@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -83,6 +85,23 @@ def test_first_tokens_have_the_models_probabilities() -> None:
     ids = next(iter(generate(model, PROMPT, max_new_tokens=1, num_samples=num, seed=0)))
     share_V = torch.bincount(torch.tensor(ids), minlength=97) / num
     assert (share_V - expected_V).abs().max() < 4 * (0.25 / num) ** 0.5
+
+
+def test_each_sample_goes_on_from_its_own_tokens() -> None:
+    """A hand-made model: id i is followed by 7 i mod 15, and after id 15 all ids are equally likely."""
+    config = GPTConfig(vocab_size=16, n_layer=1, n_head=1, n_kv_head=1, n_embd=16, max_seq_len=12)
+    model = GPT(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        for i in range(15):
+            model.transformer.wte.weight[i, i] = 1.0
+            model.lm_head.weight[7 * i % 15, i] = 100.0
+    columns = list(zip(*generate(model, [15], max_new_tokens=8, num_samples=8, seed=0), strict=True))
+    assert len({column[0] for column in columns}) > 3
+    for column in columns:
+        for before, after in itertools.pairwise(column):
+            assert before == 15 or after == 7 * before % 15
 
 
 @pytest.mark.parametrize("top_k", [0, None])

@@ -108,7 +108,6 @@ class Generation(Iterator[list[int]]):
         self._cache: KVCache | None = None
         self._last_ids: list[int] = []
 
-    @torch.no_grad()
     def __next__(self) -> list[int]:
         if all(self.finish_reasons):
             raise StopIteration
