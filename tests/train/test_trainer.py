@@ -342,6 +342,30 @@ def test_the_loss_scale_goes_on_where_it_was(tmp_path, store):
     assert fresh.state() == {"scale": 32.0, "num_good": 0}
 
 
+def test_random_numbers_go_on_where_they_were(tmp_path, store):
+    # Training itself draws none; a stage that samples does.
+    def drawing(run: Launch, drawn: list[float]) -> Launch:
+        run.sink.on_step = lambda step: drawn.append(torch.rand(1).item())
+        return run
+
+    torch.manual_seed(9)
+    straight: list[float] = []
+    drawing(launch(tmp_path / "straight", store, num_steps=6), straight).fit()
+    torch.manual_seed(9)
+    broken: list[float] = []
+    drawing(launch(tmp_path / "run", store, num_steps=3), broken).fit()
+    torch.manual_seed(10)
+    drawing(launch(tmp_path / "run", store, num_steps=6), broken).fit()
+    assert broken == straight
+
+
+def test_a_run_reads_no_checkpoint_that_it_wrote_itself(tmp_path, store, monkeypatch):
+    run = launch(tmp_path / "run", store, num_steps=5, every=1, keep=2)
+    monkeypatch.setattr(checkpoint, "verify", lambda path: pytest.fail(f"{path} was read"))
+    run.fit()
+    assert list_steps(tmp_path / "run" / "checkpoints") == [4, 5]
+
+
 # Probes change nothing and end nothing (R27, users 55)
 
 
