@@ -85,6 +85,12 @@ def test_what_is_loaded_is_what_was_saved(tmp_path):
     assert torch.equal(loaded.rng["cpu"], torch.arange(8, dtype=torch.uint8))
 
 
+def test_who_may_read_a_file_of_the_run_may_read_all_of_the_checkpoint(tmp_path):
+    (tmp_path / "other").write_text("")
+    path = save(tmp_path, 1)
+    assert {(path / name).stat().st_mode for name in FILES} == {(tmp_path / "other").stat().st_mode}
+
+
 def test_the_manifest_holds_sizes_and_hashes_of_all_other_files(tmp_path):
     path = save(tmp_path, 3)
     manifest = json.loads((path / "manifest.json").read_text())

@@ -128,6 +128,9 @@ def save_checkpoint(
         temporary.mkdir()
         entries = {file: _write_tensors(temporary / file, tensors) for file, tensors in files.items()}
         entries[STATE_FILE] = _write_bytes(temporary / STATE_FILE, state_bytes)
+        for file in files:
+            # safetensors makes them readable by their owner only; whoever may read the run may read its weights.
+            shutil.copymode(temporary / STATE_FILE, temporary / file)
         _write_bytes(temporary / MANIFEST_FILE, _manifest_bytes(step, entries))
         _fsync_folder(temporary)
         _put_in_place(temporary, directory / name)
