@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -243,6 +244,18 @@ def test_no_gradient_counts_as_zero_and_moves_no_matrix():
     assert float(result.grad_norm) == 0
     for name, parameter in parameters.items():
         assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_equals_eager_while_the_momentum_changes():
+    eager, compiled = make_parameters(), make_parameters()
+    opt_eager, opt_compiled = make_optimizer(eager), make_optimizer(compiled, compiled=True)
+    for step, momentum in enumerate((0.85, 0.9, 0.95)):
+        take_step(eager, opt_eager, make_grads(step), Hyper(momentum=momentum))
+        take_step(compiled, opt_compiled, make_grads(step), Hyper(momentum=momentum))
+    for name, tensor in snapshot(eager, opt_eager).items():
+        assert torch.allclose(tensor, snapshot(compiled, opt_compiled)[name], atol=1e-5), name
 
 
 def test_zero_grad_drops_every_gradient():

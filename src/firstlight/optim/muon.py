@@ -8,6 +8,7 @@ Cautious weight decay, arXiv 2510.12402.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -120,7 +121,7 @@ def muon_direction_(
 
 
 @lru_cache(maxsize=1)
-def compiled_muon_direction_():
+def compiled_muon_direction_() -> Callable[..., None]:
     """`muon_direction_` through torch.compile, made at the first call."""
     return torch.compile(muon_direction_, dynamic=False)
 
