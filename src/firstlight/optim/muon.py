@@ -33,7 +33,6 @@ SAFETY_FACTOR = 1.01
 TINY = 1e-7
 
 
-@lru_cache
 def safe_coefficients(coefficients: Coefficients) -> Coefficients:
     """The polynomials with their argument divided by SAFETY_FACTOR, all but the last."""
     s = SAFETY_FACTOR
