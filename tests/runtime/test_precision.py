@@ -20,10 +20,35 @@ def pretend_gpu(monkeypatch, capability, name="a GPU"):
 @pytest.mark.parametrize(("bf16", "chosen"), [(3e11, torch.bfloat16), (1.2e11, torch.float32), (1e10, torch.float32)])
 def test_a_cpu_uses_bf16_only_where_it_is_measured_to_be_faster(monkeypatch, bf16, chosen):
     rates = {torch.float32: 1e11, torch.bfloat16: bf16}
-    monkeypatch.setattr(precision, "matmul_flops_per_s", lambda device, dtype: rates[dtype])
+    monkeypatch.setattr(precision, "matmul_flops_per_s", lambda device, dtype, *, seconds: rates[dtype])
     dtype, why = choose_dtype(CPU, "auto")
     assert dtype == chosen
     assert f"{bf16 / 1e9:.0f} GFLOP/s in bf16 and 100 in fp32" in why
+
+
+def test_one_disturbed_measurement_does_not_decide_the_dtype(monkeypatch):
+    turns = iter([1e11, 1e10, 1e11, 3e11, 1e11, 1e10, 1e11, 1e10])
+    monkeypatch.setattr(precision, "matmul_flops_per_s", lambda device, dtype, *, seconds: next(turns))
+    assert choose_dtype(CPU, "auto")[0] == torch.bfloat16
+
+
+def test_the_probe_runs_on_one_core_and_gives_the_threads_back(monkeypatch):
+    seen = []
+
+    def rate(device, dtype, *, seconds):
+        seen.append(torch.get_num_threads())
+        return 1e11
+
+    monkeypatch.setattr(precision, "matmul_flops_per_s", rate)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        choose_dtype(CPU, "auto")
+        assert torch.get_num_threads() == 2
+        assert precision.expected_flops_per_s(CPU, torch.float32) == 2e11
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
 
 
 def test_a_gpu_without_bf16_gets_fp16_and_a_newer_one_bf16(monkeypatch):

@@ -259,7 +259,6 @@ class _BaseRun:
         for sentence in parts.notes:
             self.note(sentence)
         peak = hardware.device_peak(runtime.device, runtime.compute_dtype)
-        self.note(f"peak {peak.flops_per_s / 1e9:,.0f} GFLOP/s a process ({peak.source})")
         start = self.restore(parts)
         validation = Validation(
             data.store, data.val, data.tokenizer, seq_len=plan.seq_len, batch_rows=plan.device_batch_size,
@@ -269,6 +268,10 @@ class _BaseRun:
         if parts.compiled or plan.num_steps is None:
             with console.progress("compiling and measuring" if parts.compiled else "measuring"):
                 rates = measure_rates(parts, plan, runtime)
+            # Once more after some time: another program's load passes, the machine's peak does not.
+            again = hardware.device_peak(runtime.device, runtime.compute_dtype)
+            peak = max(peak, again, key=lambda measured: measured.flops_per_s)
+        self.note(f"peak {peak.flops_per_s / 1e9:,.0f} GFLOP/s a process ({peak.source})")
         horizon, final_tokens, plan = self.make_horizon(plan, validation, rates, start)
         self.save_record()
         with ExitStack() as stack:

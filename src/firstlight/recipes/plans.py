@@ -42,7 +42,7 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
 
     Raises ConfigError that names every mistake.
     """
-    rate = EXPECTED_MFU * precision.matmul_flops_per_s(runtime.device, runtime.compute_dtype)
+    rate = EXPECTED_MFU * precision.expected_flops_per_s(runtime.device, runtime.compute_dtype)
     return make_plan(
         settings.depth,
         horizon=horizon_of(settings),

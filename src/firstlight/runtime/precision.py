@@ -35,6 +35,32 @@ def matmul_flops_per_s(
             return 2 * size**3 / best_s
 
 
+def core_rates(dtypes: tuple[torch.dtype, ...], *, rounds: int = 4) -> dict[torch.dtype, float]:
+    """Matmul rate of one CPU core in each dtype, in FLOP/s: best of ``rounds`` turns, taken in alternation.
+
+    One core, because threads that wait for each other show another program's load as a slow dtype (a busy machine once
+    measured bf16 at a sixth of fp32 that way), and the ratio of the dtypes is the same on one core.
+    """
+    device = torch.device("cpu")
+    num_threads = torch.get_num_threads()
+    best = dict.fromkeys(dtypes, 0.0)
+    try:
+        torch.set_num_threads(1)
+        for _ in range(rounds):
+            for dtype in dtypes:
+                best[dtype] = max(best[dtype], matmul_flops_per_s(device, dtype, seconds=PROBE_S / rounds))
+    finally:
+        torch.set_num_threads(num_threads)
+    return best
+
+
+def expected_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Matmul rate to expect of a device, in FLOP/s, from a short measurement; on a CPU that of a core times the threads."""
+    if device.type == "cpu":
+        return core_rates((dtype,))[dtype] * torch.get_num_threads()
+    return matmul_flops_per_s(device, dtype)
+
+
 def choose_dtype(device: torch.device, requested: str) -> tuple[torch.dtype, str]:
     """Matmul dtype for ``auto``, ``fp32``, ``bf16`` or ``fp16`` on a device, and the reason in one sentence.
 
@@ -61,9 +87,9 @@ def choose_dtype(device: torch.device, requested: str) -> tuple[torch.dtype, str
         return torch.float16, "dtype fp16 with a loss scaler: the GPU has no bf16 tensor cores"
     if device.type == "mps":
         return torch.float32, "dtype fp32: bf16 on Apple GPUs is on request (--dtype bf16)"
-    rate_fp32 = matmul_flops_per_s(device, torch.float32)
-    rate_bf16 = matmul_flops_per_s(device, torch.bfloat16)
-    rates = f"measured {rate_bf16 / 1e9:.0f} GFLOP/s in bf16 and {rate_fp32 / 1e9:.0f} in fp32"
+    rates_by_dtype = core_rates((torch.float32, torch.bfloat16))
+    rate_fp32, rate_bf16 = rates_by_dtype[torch.float32], rates_by_dtype[torch.bfloat16]
+    rates = f"one core was measured at {rate_bf16 / 1e9:.0f} GFLOP/s in bf16 and {rate_fp32 / 1e9:.0f} in fp32"
     # 1.3: below it the casts of weights and activations eat the gain.
     if rate_bf16 > 1.3 * rate_fp32:
         return torch.bfloat16, f"dtype bf16: {rates}"
