@@ -91,7 +91,9 @@ def test_run_stopped_anywhere_and_resumed_is_bit_equal(tiny, own_folders, monkey
 def test_resume_is_exact_across_an_epoch_end(tiny, own_folders, monkeypatch):
     long = replace(tiny, total_batch_size=2048, num_iterations=30, save_every=7)
     base.train_base(replace(long, run="straight"))
-    epochs = [row["epoch"] for row in read_metrics(own_folders / "straight" / "metrics.jsonl") if row["kind"] == "train"]
+    epochs = [
+        row["epoch"] for row in read_metrics(own_folders / "straight" / "metrics.jsonl") if row["kind"] == "train"
+    ]
     assert epochs[-1] >= 2, "the corpus must be passed more than twice for this test to mean something"
     real = Trainer.advance
 
@@ -186,7 +188,7 @@ def test_resume_refuses_changed_data_by_content(tiny, own_folders, tiny_corpus):
     base.train_base(replace(tiny, run="once"))
     shard = tiny_corpus / "part_0.jsonl"
     shard.write_text(shard.read_text().replace("cat", "cow", 1))
-    with pytest.raises(DataError, match="the data .* has changed"):
+    with pytest.raises(DataError, match=r"the data .* has changed"):
         base.train_base(BaseSettings(run="once", resume=True, num_iterations=20), given=GIVEN | {"num_iterations"})
 
 
@@ -224,7 +226,9 @@ def test_same_global_batch_in_one_pass_or_four_gives_the_same_losses(tiny, own_f
     base.train_base(replace(tiny, run="four", device_batch_size=1))
     one, four = losses_of(own_folders / "one"), losses_of(own_folders / "four")
     assert [loss for _, loss in one] == pytest.approx([loss for _, loss in four], abs=1e-4)
-    rates = [row["num_targets"] for row in read_metrics(own_folders / "four" / "metrics.jsonl") if row["kind"] == "train"]
+    rates = [
+        row["num_targets"] for row in read_metrics(own_folders / "four" / "metrics.jsonl") if row["kind"] == "train"
+    ]
     assert max(rates) == 128
 
 
@@ -248,7 +252,7 @@ def test_run_name_that_exists_is_refused(tiny, own_folders):
 def test_folder_without_write_permission_is_refused_before_step_0(tiny, own_folders, tmp_path, monkeypatch):
     (tmp_path / "a_file").write_text("")
     monkeypatch.setenv("FIRSTLIGHT_RUNS", str(tmp_path / "a_file" / "runs"))
-    with pytest.raises(ConfigError, match="cannot be made|not a folder"):
+    with pytest.raises(ConfigError, match=r"cannot be made|not a folder"):
         base.train_base(replace(tiny, run="x"))
 
 

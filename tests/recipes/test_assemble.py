@@ -1,0 +1,85 @@
+"""Parts of a run: the compile decision, compiled and plain giving the same, rates that change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from firstlight.errors import ConfigError
+from firstlight.recipes.assemble import assemble, choose_compile, measure_rates
+from firstlight.runtime.context import Runtime
+from firstlight.train.plan import Horizon, make_plan
+
+CPU = Runtime(device=torch.device("cpu"))
+
+
+def plan_of(kind="steps", value=100.0, depth=1):
+    return make_plan(depth, vocab_size=320, seq_len=32, total_batch_size=128, horizon=Horizon(kind, value))
+
+
+def decide(asked="auto", **changes):
+    facts = {"saved": None, "device_type": "cpu", "compiler": "/usr/bin/g++", "plan": plan_of(), "world_size": 1}
+    return choose_compile(asked, **(facts | changes))
+
+
+def test_short_runs_on_a_cpu_stay_eager_and_long_ones_compile_each_with_its_reason():
+    assert decide() == (False, decide()[1])
+    assert "too short" in decide()[1]
+    assert decide(plan=plan_of("minutes", 10))[0]
+    assert not decide(plan=plan_of("minutes", 1))[0]
+    # 6 * matmul parameters + attention is about 0.7 MFLOP a token here: 1e8 steps of 128 tokens are days.
+    assert decide(plan=plan_of("steps", 1e8))[0]
+
+
+def test_without_a_compiler_a_cpu_stays_eager_and_says_so_and_on_is_refused():
+    chosen, why = decide(compiler=None, plan=plan_of("minutes", 10))
+    assert not chosen
+    assert "g++" in why
+    with pytest.raises(ConfigError, match="no C\\+\\+ compiler"):
+        decide("on", compiler=None)
+
+
+def test_what_is_asked_for_wins_and_a_resumed_run_keeps_its_choice():
+    assert decide("on")[0]
+    assert not decide("off", plan=plan_of("minutes", 10))[0]
+    assert decide(saved=True)[0]
+    assert not decide(saved=False, plan=plan_of("minutes", 10))[0]
+
+
+def test_gpus_compile_and_apple_gpus_only_on_request():
+    assert decide(device_type="cuda", compiler=None)[0]
+    assert not decide(device_type="mps", plan=plan_of("minutes", 10))[0]
+
+
+def test_measuring_rates_changes_neither_weights_nor_gradients_nor_random_state():
+    plan = plan_of()
+    parts = assemble(plan, CPU, compiled=False, seed=3, checkpoint_activations=False)
+    before = {name: tensor.clone() for name, tensor in parts.model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    rates = measure_rates(parts, plan, CPU)
+    assert 0 < rates.score_s < 60
+    assert 0 < rates.train_s < 60
+    assert torch.equal(random_state, torch.get_rng_state())
+    for name, tensor in parts.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in parts.model.parameters())
+    assert parts.optimizer.num_updates == 0
+
+
+def test_rates_of_the_groups_are_the_plans():
+    plan = plan_of()
+    parts = assemble(plan, CPU, compiled=False, seed=3, checkpoint_activations=False)
+    found = {group.name: group.lr for group in parts.optimizer.groups}
+    assert found["embedding"] == plan.embedding_lr
+    assert found["head"] == plan.unembedding_lr
+    assert {lr for name, lr in found.items() if name.startswith("matrices")} == {plan.matrix_lr}
+
+
+@pytest.mark.slow
+def test_compiled_trunk_gives_what_the_plain_one_gives():
+    plan = plan_of()
+    plain = assemble(plan, CPU, compiled=False, seed=3, checkpoint_activations=False)
+    compiled = assemble(plan, CPU, compiled=True, seed=3, checkpoint_activations=False)
+    ids_BT = torch.arange(64).view(2, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled.hidden(ids_BT), plain.hidden(ids_BT), atol=1e-5, rtol=1e-5)
