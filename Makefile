@@ -15,8 +15,8 @@ install: $(STAMP)
 quickstart: $(STAMP)
 	$(VENV)/bin/firstlight quickstart
 
-# Both halves: the fast tests on all cores, then the slow ones one by one (they start processes of their own).
-test: $(STAMP)
+# The linters, the fast tests on all cores, then the slow ones one by one (they start processes of their own).
+test: lint
 	$(VENV)/bin/python -m pytest -n auto
 	$(VENV)/bin/python -m pytest -m slow
 

@@ -151,3 +151,20 @@ def test_a_started_build_is_complete_when_its_last_shard_came(three_files, byte_
     with start_build(three_files, byte_tokenizer, cache_dir=tmp_path / "cache", num_workers=0) as store:
         assert [shard.num_documents for shard in store.shards()] == [25, 40, 10]
         assert store.is_complete
+
+
+def test_a_hash_cache_that_cannot_be_written_neither_fails_nor_blames_the_text(tmp_path, monkeypatch):
+    import errno
+    import hashlib
+    import os
+
+    from firstlight.data.store import SourceHashes
+
+    file = tmp_path / "one.txt"
+    file.write_bytes(b"some text")
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    assert SourceHashes(tmp_path).sha256(file) == hashlib.sha256(b"some text").hexdigest()

@@ -75,6 +75,13 @@ def test_rates_of_the_groups_are_the_plans():
     assert {lr for name, lr in found.items() if name.startswith("matrices")} == {plan.matrix_lr}
 
 
+def test_only_float16_has_a_loss_scale():
+    for dtype, has_scaler in ((torch.float16, True), (torch.bfloat16, False), (torch.float32, False)):
+        runtime = Runtime(device=torch.device("cpu"), compute_dtype=dtype)
+        parts = assemble(plan_of(), runtime, compiled=False, seed=3, checkpoint_activations=False)
+        assert (parts.scaler is not None) == has_scaler
+
+
 @pytest.mark.slow
 def test_compiled_trunk_gives_what_the_plain_one_gives():
     plan = plan_of()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,8 +72,10 @@ def test_run_leaves_everything_that_the_design_names(tiny, own_folders):
     assert losses[-1] < losses[0] - 0.5
 
 
-@pytest.mark.parametrize("stopped_at", [1, 4, 7, 11])
-def test_run_stopped_anywhere_and_resumed_is_bit_equal(tiny, own_folders, monkeypatch, stopped_at):
+@pytest.mark.parametrize(("stopped_at", "rows"), [(1, None), (4, None), (7, 1), (11, 1)])
+def test_run_stopped_anywhere_and_resumed_is_bit_equal(tiny, own_folders, monkeypatch, stopped_at, rows):
+    # One row a pass makes four micro-batches of each step.
+    tiny = replace(tiny, device_batch_size=rows)
     base.train_base(replace(tiny, run="straight"))
     real = Trainer.advance
 
@@ -151,7 +155,6 @@ def test_nan_stops_the_run_after_the_limit_and_names_the_documents(tiny, own_fol
 
 
 def test_signal_saves_at_the_step_and_resumes_exactly(tiny, own_folders, monkeypatch):
-    import os
     import signal
 
     base.train_base(replace(tiny, run="straight"))
@@ -230,6 +233,40 @@ def test_same_global_batch_in_one_pass_or_four_gives_the_same_losses(tiny, own_f
         row["num_targets"] for row in read_metrics(own_folders / "four" / "metrics.jsonl") if row["kind"] == "train"
     ]
     assert max(rates) == 128
+    rows = [row for row in read_metrics(own_folders / "four" / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["tokens_seen"] for row in rows] == [128 * (step + 1) for step in range(12)]
+    assert all(row["tokens_per_s"] * row["step_time_s"] == pytest.approx(128) for row in rows)
+
+
+def test_text_without_a_validation_document_is_refused_before_step_0(tiny, own_folders, tmp_path, monkeypatch):
+    (tmp_path / "one.txt").write_text("the cat sat on the mat. " * 200)
+    monkeypatch.setattr(Trainer, "fit", lambda self, state: pytest.fail("training began"))
+    with pytest.raises(DataError, match="no validation document"):
+        base.train_base(replace(tiny, data=str(tmp_path / "one.txt"), val=None, vocab_size=270, run="x"))
+    assert not (own_folders / "x").exists()
+
+
+def test_text_shorter_than_a_row_is_refused_naming_both_sizes(tiny, own_folders, tmp_path):
+    folder = tmp_path / "short"
+    folder.mkdir()
+    (folder / "a.txt").write_text("the cat sat on the mat and the cat sat on the hat")
+    (folder / "b.txt").write_text("the dog sat on the log and the dog sat on the fog")
+    with pytest.raises(DataError, match=r"less than one row of 512(.|\n)*--max-seq-len"):
+        base.train_base(replace(tiny, data=str(folder), vocab_size=267, max_seq_len=512, total_batch_size=512, run="x"))
+    assert not (own_folders / "x").exists()
+
+
+def test_full_disk_at_the_record_is_one_clear_message(tiny, own_folders, monkeypatch):
+    real = os.replace
+
+    def full(source, target):
+        if str(target).endswith("run.json"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(CheckpointError, match=r"run.json could not be written: No space left"):
+        base.train_base(replace(tiny, run="x"))
 
 
 def test_minutes_that_leave_no_time_to_train_are_refused_before_step_0(tiny):

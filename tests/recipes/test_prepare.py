@@ -93,5 +93,11 @@ def test_skipped_rows_are_counted_and_named(tiny_corpus, tmp_path):
     assert "part_0.jsonl:120" in said
 
 
+def test_a_cache_that_cannot_be_written_is_one_clear_message(tiny_corpus, tmp_path):
+    (tmp_path / "a_file").write_text("")
+    with pytest.raises(DataError, match="FIRSTLIGHT_CACHE"):
+        prepare(tiny_corpus, tmp_path / "a_file" / "cache")
+
+
 def test_source_in_one_line(tiny_corpus, tmp_path):
     assert "2 shards" in describe_source(open_source(str(tiny_corpus), cache_dir=tmp_path))

@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -369,9 +370,12 @@ class SourceHashes:
             facts = path.stat()
             key = f"{path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}"
             known = read_json(self._path) or {}
-            if key not in known:
-                known[key] = hash_file(path)
-                write_durably(self._path, json.dumps(known, indent=0).encode())
+            if key in known:
+                return known[key]
+            known[key] = hash_file(path)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
+        # A disk that takes no more costs the next run a second reading of the file, and nothing else.
+        with suppress(OSError):
+            write_durably(self._path, json.dumps(known, indent=0).encode())
         return known[key]

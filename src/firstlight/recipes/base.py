@@ -5,7 +5,6 @@ settings -> plan -> text, tokenizer, tokens -> model, optimizer, loader -> Train
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from contextlib import ExitStack
@@ -14,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from firstlight.data.loader import Loader
-from firstlight.errors import ConfigError, DataError, FirstlightError, Interrupted, TrainingStopped
+from firstlight.errors import CheckpointError, ConfigError, DataError, FirstlightError, Interrupted, TrainingStopped
 from firstlight.eval.samples import default_prompts
+from firstlight.recipes import budget, resume
 from firstlight.recipes import record as records
-from firstlight.recipes import resume
 from firstlight.recipes.assemble import Parts, Rates, assemble, choose_compile, measure_rates
 from firstlight.recipes.plans import horizon_of, plan_from_settings
-from firstlight.recipes.prepare import PreparedData, describe_skips, describe_source, prepare_data
+from firstlight.recipes.prepare import PreparedData, check_amounts, describe_skips, describe_source, prepare_data
 from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
 from firstlight.recipes.report import write_report
 from firstlight.recipes.settings import BaseSettings
@@ -34,13 +33,6 @@ from firstlight.train.horizon import ClockHorizon, Curve, StepHorizon
 from firstlight.train.plan import Plan, interval
 from firstlight.train.state import TrainState, set_rng_tensors
 from firstlight.train.trainer import Probe, Saver, Trainer
-
-# The last checkpoint, samples and the report, at the end of a run by the clock.
-CLOSING_S = 6.0
-# A score of all validation documents may take this part of a run by the clock; else it takes the first that fit.
-FINAL_SCORE_FRAC = 0.12
-# Optimizer, loader and logging beside the forward and backward passes that were timed.
-STEP_OVERHEAD = 1.15
 
 
 def train_base(settings: BaseSettings, *, given: frozenset[str] = frozenset()) -> records.RunRecord:
@@ -183,6 +175,15 @@ class _BaseRun:
             seq_len=plan.seq_len,
             console=self.console,
         )
+        try:
+            self.check_data(plan, data, is_first=is_first)
+        except BaseException:
+            data.store.close()
+            raise
+        return data
+
+    def check_data(self, plan: Plan, data: PreparedData, *, is_first: bool) -> None:
+        """Wait for what the other processes need; refuse data that cannot be trained on, or is not the resumed run's."""
         if self.runtime.world_size > 1 and is_first:
             for _ in data.store.shards():
                 pass
@@ -193,12 +194,12 @@ class _BaseRun:
                 f"the tokenizer has {data.tokenizer.vocab_size} ids and the model {plan.model.vocab_size}",
                 hint="remove the run's folder and start it again, or give the right --tokenizer",
             )
+        check_amounts(data, seq_len=plan.seq_len)
         if self.previous is not None:
             resume.check_identity(
                 self.previous, data=self.settings.data, data_hash=data.store.data_hash,
                 tokenizer_hash=data.tokenizer.content_hash, kept_in=self.run_dir,
             )  # fmt: skip
-        return data
 
     def start_record(self, plan: Plan, data: PreparedData) -> None:
         planned = {name: value for name, value in asdict(plan).items() if name not in ("lines", "model")}
@@ -240,12 +241,23 @@ class _BaseRun:
 
     def save_record(self, **changes: Any) -> None:
         self.record = records.updated(self.record, notes=tuple(self.notes), **changes)
-        if self.runtime.is_main:
+        if not self.runtime.is_main:
+            return
+        try:
             records.write_run(self.run_dir, self.record)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.run_dir / records.RECORD_FILE} could not be written: {error.strerror or error}",
+                hint="make room or allow writing there; checkpoints that were saved stay good, go on with --resume",
+            ) from error
 
     def close_record(self, status: str, sentence: str) -> None:
+        """Note how the run ended; what goes wrong here must not hide the error that ended it."""
         self.notes.append(sentence)
-        self.save_record(status=status)
+        try:
+            self.save_record(status=status)
+        except CheckpointError as error:
+            self.console.warn(str(error))
         self.write_report()
 
     # Training.
@@ -322,10 +334,14 @@ class _BaseRun:
         """State of the newest good checkpoint, with its weights and optimizer loaded; or the beginning."""
         if self.previous is None:
             return TrainState()
-        found = find_latest_good(self.run_dir / "checkpoints", self.console.warn)
-        if found is None:
+        # Rank 0 chooses for all: folders on disks of their own must not make ranks go on from different steps.
+        directory = self.run_dir / "checkpoints"
+        found = find_latest_good(directory, self.console.warn) if self.runtime.is_main else None
+        name = self.runtime.broadcast_text(found.name if found else "")
+        if not name:
             self.console.say(f"{self.run_dir} has no checkpoint yet: it starts from its first step")
             return TrainState()
+        found = directory / name
         loaded = load_checkpoint(found)
         load_into(parts.model.state_dict(), loaded.model, what=str(found))
         parts.optimizer.load_state_tensors(loaded.optimizer)
@@ -347,35 +363,19 @@ class _BaseRun:
         if plan.num_steps is not None:
             return StepHorizon(plan.num_steps, curve), None, plan
         assert rates is not None
-        asked_s = plan.horizon.value * 60
-        batch_tokens = plan.device_batch_size * plan.seq_len * self.runtime.world_size
-        num_tokens = validation.num_tokens()
-        # A fifth more: the last window of a document is mostly padding, and the machine may be slower later.
-        score_s = 1.2 * rates.score_s * num_tokens / batch_tokens
-        limit = None
-        if score_s > FINAL_SCORE_FRAC * asked_s:
-            limit = max(batch_tokens, int(num_tokens * FINAL_SCORE_FRAC * asked_s / score_s))
-            self.note(
-                f"the final score takes the first {limit:,} of {num_tokens:,} validation tokens: all of them would take "
-                f"{format_duration(score_s)} of the {plan.horizon.value:g} minutes (`firstlight eval bpb` scores all)"
-            )
-            score_s = FINAL_SCORE_FRAC * asked_s
-        spent_s = self.runtime.largest(time.monotonic() - self.started_s)
-        training_s = asked_s - spent_s - score_s - CLOSING_S
-        step_s = STEP_OVERHEAD * rates.train_s * plan.num_micro_batches
-        if start.step == 0 and training_s < 3 * step_s:
-            raise ConfigError(
-                f"--minutes {plan.horizon.value:g}: preparing took {format_duration(spent_s)} and the final score takes "
-                f"{format_duration(score_s)}, so no time is left to train",
-                hint=f"give at least --minutes {math.ceil((spent_s + score_s + CLOSING_S + 20 * step_s) / 60)}",
-            )
-        training_s = max(step_s, training_s)
-        steps = max(1, int(training_s / step_s))
-        self.note(
-            f"{format_duration(training_s)} of training, about {steps:,} steps at the measured "
-            f"{plan.total_batch_size / step_s:,.0f} tokens/s; preparing took {format_duration(spent_s)} and the final "
-            f"score will take about {format_duration(score_s)}"
+        divided = budget.divide(
+            plan.horizon.value,
+            spent_s=self.runtime.largest(time.monotonic() - self.started_s),
+            train_s=rates.train_s,
+            score_s=rates.score_s,
+            num_micro_batches=plan.num_micro_batches,
+            micro_batch_tokens=plan.device_batch_size * plan.seq_len * self.runtime.world_size,
+            num_val_tokens=validation.num_tokens(),
+            is_resumed=start.step > 0,
         )
+        for sentence in divided.notes:
+            self.note(sentence)
+        steps = divided.num_steps
         settings = self.settings
         plan = replace(
             plan,
@@ -384,7 +384,8 @@ class _BaseRun:
             sample_every=interval(steps, 4) if settings.sample_every is None else plan.sample_every,
             save_every=interval(steps, 10) if settings.save_every is None else plan.save_every,
         )
-        return ClockHorizon(training_s, curve, used_s=start.used_s, agree=self.runtime.largest), limit, plan
+        horizon = ClockHorizon(divided.training_s, curve, used_s=start.used_s, agree=self.runtime.largest)
+        return horizon, divided.final_tokens, plan
 
     # After the last step. The checkpoint is on disk by now.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from firstlight.errors import Problems
+from firstlight.model.attention import choose_kernel
 from firstlight.recipes.settings import HORIZONS, BaseSettings, flag
 from firstlight.runtime import environment, precision
 from firstlight.runtime.context import Runtime
-from firstlight.train.plan import Horizon, Plan, make_plan
+from firstlight.train.plan import Horizon, Plan, make_plan, seq_len_for
 
 # Share of the measured matmul rate that a whole training step reaches; only estimates printed before the run rest on it.
 EXPECTED_MFU = 0.4
@@ -68,4 +69,9 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
         memory_bytes=device_memory_bytes(runtime),
         compute_bytes=runtime.compute_dtype.itemsize,
         checkpoint_activations=settings.activation_checkpointing,
+        attention_kernel=choose_kernel(
+            device_type=runtime.device.type,
+            compute_dtype=runtime.compute_dtype,
+            seq_len=settings.max_seq_len or seq_len_for(settings.depth),
+        )[0],
     )

@@ -26,6 +26,7 @@ from firstlight.tokens.bpe import SPLIT_PATTERN, Tokenizer, train_tokenizer
 # gets a thousand bytes an id as well.
 TOKENIZER_TRAIN_BYTES = 32_000_000
 TOKENIZER_MAX_SHARDS = 8
+SMALL_SOURCE_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,13 @@ def tokenizer_for(source: Source, val: ValSpec, *, vocab_size: int, cache_dir: P
     Raises DataError where the text cannot give ``vocab_size`` ids.
     """
     folder = cache_dir / "tokenizers"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the cache folder {folder} cannot be made: {error.strerror or error}",
+            hint="set FIRSTLIGHT_CACHE to a folder that you may write to",
+        ) from error
     path = folder / f"{tokenizer_key(source, val, vocab_size=vocab_size, cache_dir=folder)}.json"
     if path.exists():
         try:
@@ -137,6 +144,23 @@ def prepare_data(
     order = recipe.shard_order([shard.name for shard in source.shards], 0)
     store = build.start_build(source, tokenizer, cache_dir=cache_dir, num_workers=num_workers, order=order)
     return PreparedData(source, tokenizer, store, val_spec)
+
+
+def check_amounts(data: PreparedData, *, seq_len: int) -> None:
+    """Refuse, before anything is trained, text without a validation document or without one row to train on.
+
+    Waits until the first validation document is tokenised; and for all of the text where that is little.
+    Raises DataError.
+    """
+    next(split.iter_documents(data.store, data.val))
+    if sum(shard.num_bytes or 0 for shard in data.source.shards) > SMALL_SOURCE_BYTES:
+        return
+    num_tokens = sum(len(document) for document, _ in split.iter_documents(data.store, data.val, split="train"))
+    if num_tokens < seq_len:
+        raise DataError(
+            f"the training text of {data.source.name} has {num_tokens:,} tokens, less than one row of {seq_len:,}",
+            hint=f"use --max-seq-len {max(1, num_tokens // 4)} or less, or more text",
+        )
 
 
 def describe_skips(store: TokenStore) -> list[str]:

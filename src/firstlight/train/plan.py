@@ -196,12 +196,13 @@ def make_plan(
     memory_bytes: int | None = None,
     compute_bytes: int = 2,
     checkpoint_activations: bool = False,
+    attention_kernel: str = "sdpa",
 ) -> Plan:
     """Derive every number of a run from depth and a horizon; each value that is given replaces the rule's.
 
     flops_per_s: what one process is expected to *achieve* in training (not the peak); only estimates rest on it.
     memory_bytes: memory of one device, for the micro-batch and the check; None where it is not known.
-    compute_bytes: bytes of an activation number (2 for bf16).
+    compute_bytes: bytes of an activation number (2 for bf16). attention_kernel: decides which activations are kept.
 
     Raises ConfigError that names every mistake at once: what does not divide (with the nearest values that do), what is
     zero or negative, what does not fit into memory.
@@ -297,6 +298,7 @@ def make_plan(
         seq_len=rows_len,
         compute_bytes=compute_bytes,
         checkpoint_activations=checkpoint_activations,
+        attention_kernel=attention_kernel,
     )
     if device_batch_size is None:
         fits = rows_per_rank if memory_bytes is None else int((0.8 * memory_bytes - fixed_bytes) // row_bytes)
