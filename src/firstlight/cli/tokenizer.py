@@ -25,9 +25,7 @@ def train(
 
     A shard that the data set's publisher sets aside for validation is not read.
 
-    Examples
-    --------
-    ::
+    Examples:
 
         firstlight tokenizer train
         firstlight tokenizer train --data my_texts/ --vocab-size 4096 --out my_texts.json
@@ -105,9 +103,7 @@ def evaluate(
 ) -> None:
     """Print bytes per token for texts of many scripts and kinds. More is better: a context then holds more text.
 
-    Examples
-    --------
-    ::
+    Examples:
 
         firstlight tokenizer eval
         firstlight tokenizer eval --tokenizer runs/mine/tokenizer.json --compare
@@ -167,9 +163,7 @@ def show(
 
     Blanks are shown as `·`, tabs as `→`, line ends as `↵`; bytes that are only part of a character as \\\\xNN.
 
-    Examples
-    --------
-    ::
+    Examples:
 
         firstlight tokenizer show "It's 12345 degrees outside."
         firstlight tokenizer show --file poem.txt --tokenizer runs/mine

@@ -15,7 +15,7 @@ class BaseSettings:
     """Settings of `firstlight train base`."""
 
     run: str | None = None
-    """Name of the run; its folder is runs/NAME. Made up from depth, data and date where not given."""
+    """Name of the run; its folder is runs/NAME. From depth and data, with a number, where not given."""
     resume: bool = False
     """Continue the run NAME from its newest good checkpoint (or start it, where it has none yet)."""
 
