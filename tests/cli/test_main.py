@@ -23,7 +23,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
     assert main.run([*command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert "Usage: firstlight" in shown
-    assert f"firstlight {' '.join(command)}" in shown.split("Examples:")[1].split("─")[0]
+    assert f"firstlight {' '.join(command)}" in shown.split("For example:")[1].split("─")[0]
 
 
 def test_help_of_everything_names_every_group(capsys):

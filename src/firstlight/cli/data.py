@@ -18,7 +18,7 @@ def fetch(name: str, /, *, num_parallel: int = 4, json: bool = False) -> None:
 
     What is there already is verified and kept; what was cut short is continued. NAME builtin makes the built-in text.
 
-    Examples:
+    For example:
 
         firstlight data fetch tinystories
         firstlight data fetch climbmix:20
@@ -77,7 +77,7 @@ def import_(path: str, /, *, out: Path, shard_mb: float = 100.0, json: bool = Fa
 
     Training reads the same kinds of files directly; importing is for many small files, or to see problems first.
 
-    Examples:
+    For example:
 
         firstlight data import my_texts/ --out my_corpus
         firstlight data import dump.jsonl.zst --out my_corpus --shard-mb 50 --json
@@ -122,7 +122,7 @@ def info(
 ) -> None:
     """Documents, bytes, lengths, what is skipped, hashes; with a tokenizer also tokens and what packing makes of them.
 
-    Examples:
+    For example:
 
         firstlight data info builtin
         firstlight data info my_texts/ --tokenizer tokenizer.json --max-seq-len 512 --json

@@ -27,7 +27,7 @@ def doctor(*, threads: int | None = None, json: bool = False) -> None:
     Measures for about a second. Looks for the device, the speed of its dtypes, the compiler, threads, memory, disk,
     versions.
 
-    Examples:
+    For example:
 
         firstlight doctor
         firstlight doctor --json

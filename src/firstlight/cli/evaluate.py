@@ -38,7 +38,7 @@ def bpb(
 ) -> None:
     """Bits per byte of a run's model on whole documents, with a standard error over documents. Lower is better.
 
-    Examples:
+    For example:
 
         firstlight eval bpb quickstart
         firstlight eval bpb mine --checkpoint best --max-documents 200
@@ -157,7 +157,7 @@ def samples(
 ) -> None:
     """What a run's model says to fixed prompts: the same ones, with the same seed, as in its samples.md.
 
-    Examples:
+    For example:
 
         firstlight eval samples quickstart
         firstlight eval samples mine --checkpoint 500 -p "Once upon a time" -p "The end" --json

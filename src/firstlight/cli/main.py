@@ -16,11 +16,7 @@ app = App(
     help="Pretrain a language model from nothing: text and one number, --depth.\n\nStart with `firstlight quickstart`.",
     result_action="return_value",
 )
-app.command(
-    "firstlight.cli.quickstart:quickstart",
-    name="quickstart",
-    help="Train a small model on the built-in text: about 5 minutes.",
-)
+app.command("firstlight.cli.quickstart:quickstart", name="quickstart")
 
 train = App(name="train")
 train.command("firstlight.cli.train:base", name="base")

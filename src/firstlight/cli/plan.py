@@ -16,7 +16,7 @@ def plan(
 
     Takes the flags of `firstlight train base`. Nothing is downloaded, written or trained.
 
-    Examples:
+    For example:
 
         firstlight plan --depth 12
         firstlight plan --depth 4 --minutes 10

@@ -11,7 +11,7 @@ def quickstart(*, minutes: float = 4.5, run: str | None = None, resume: bool = F
     The text is the English documentation that Python and the installed libraries carry (about 15 MB), so nothing is
     downloaded. The size of the model follows from how fast this machine is.
 
-    Examples:
+    For example:
 
         firstlight quickstart
         firstlight quickstart --minutes 15 --run longer

@@ -9,7 +9,7 @@ from typing import Any
 def list_(*, runs_dir: Path | None = None, json: bool = False) -> None:
     """List all runs, the newest first: state, score, steps, time. Damaged ones are listed too.
 
-    Examples:
+    For example:
 
         firstlight runs list
         firstlight runs list --json
@@ -59,7 +59,7 @@ def list_(*, runs_dir: Path | None = None, json: bool = False) -> None:
 def show(run: str, /, *, runs_dir: Path | None = None, json: bool = False) -> None:
     """Show one run: final numbers, settings, hashes, machine, notes.
 
-    Examples:
+    For example:
 
         firstlight runs show mine
         firstlight runs show mine --json
@@ -123,7 +123,7 @@ def show(run: str, /, *, runs_dir: Path | None = None, json: bool = False) -> No
 def report(run: str, /, *, runs_dir: Path | None = None, picture: Path | None = None, json: bool = False) -> None:
     """Write a run's report.html again (also while it is running), and say where it is.
 
-    Examples:
+    For example:
 
         firstlight runs report mine
         firstlight runs report mine --picture docs/mine.svg

@@ -28,7 +28,7 @@ def sample(
 
     A prompt that leaves no room in the model's context loses its front (a warning says how much).
 
-    Examples:
+    For example:
 
         firstlight sample quickstart -p "Return the"
         firstlight sample mine -p "Once upon a time" --num-samples 3 --temperature 1 --seed 7

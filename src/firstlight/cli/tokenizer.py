@@ -25,7 +25,7 @@ def train(
 
     A shard that the data set's publisher sets aside for validation is not read.
 
-    Examples:
+    For example:
 
         firstlight tokenizer train
         firstlight tokenizer train --data my_texts/ --vocab-size 4096 --out my_texts.json
@@ -103,7 +103,7 @@ def evaluate(
 ) -> None:
     """Print bytes per token for texts of many scripts and kinds. More is better: a context then holds more text.
 
-    Examples:
+    For example:
 
         firstlight tokenizer eval
         firstlight tokenizer eval --tokenizer runs/mine/tokenizer.json --compare
@@ -163,7 +163,7 @@ def show(
 
     Blanks are shown as `·`, tabs as `→`, line ends as `↵`; bytes that are only part of a character as \\\\xNN.
 
-    Examples:
+    For example:
 
         firstlight tokenizer show "It's 12345 degrees outside."
         firstlight tokenizer show --file poem.txt --tokenizer runs/mine

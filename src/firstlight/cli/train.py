@@ -32,7 +32,7 @@ def base(
     Give one horizon (--minutes, --num-iterations, --tokens, --flops or --tokens-per-param). A run lives in runs/NAME;
     start it again with --resume after any stop.
 
-    Examples:
+    For example:
 
         firstlight train base --depth 4 --minutes 10
         firstlight train base --data my_texts/ --val last --depth 6 --run mine
