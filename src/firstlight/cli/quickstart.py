@@ -8,7 +8,7 @@ from pathlib import Path
 def quickstart(*, minutes: float = 4.5, run: str | None = None, resume: bool = False) -> None:
     """Train a small language model on the built-in text: tokenizer, training, bits per byte, samples, report.
 
-    The text is the English documentation that Python and the installed libraries carry (about 15 MB), so nothing is
+    The text is the English documentation that Python and the installed libraries carry (about 10 MB of prose), so nothing is
     downloaded. The size of the model follows from how fast this machine is.
 
     For example:
