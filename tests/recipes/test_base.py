@@ -33,7 +33,7 @@ def tiny(tiny_corpus: Path) -> BaseSettings:
 
 def tensors_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
-    names = ("model.safetensors", "optimizer-00000-of-00001.safetensors")
+    names = ("model.safetensors", "optimizer-00000-of-00001.safetensors", "rng.safetensors")
     return {f"{name}:{key}": value for name in names for key, value in load_file(folder / name).items()}
 
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from firstlight.data.loader import Loader
 from firstlight.errors import CheckpointError, ConfigError, DataError, FirstlightError, Interrupted, TrainingStopped
 from firstlight.eval.samples import default_prompts
@@ -84,6 +86,7 @@ class _BaseRun:
         self.previous = previous
         self.started_s = started_s
         self.notes: list[str] = []
+        self.rng: dict[str, torch.Tensor] = {}
 
     def note(self, sentence: str) -> None:
         """A choice or fallback and its reason: said once, and kept in the run's record."""
@@ -322,6 +325,9 @@ class _BaseRun:
                 sink=sink, probes=probes, hidden=parts.hidden, scaler=parts.scaler, compiled_loss=parts.compiled,
                 documents_of=loader.documents_of, nonfinite_limit=settings.nonfinite_limit,
             )  # fmt: skip
+            # Last of all, because compiling draws random numbers. Base training needs none; a probe or a later stage may.
+            torch.manual_seed(settings.seed)
+            set_rng_tensors(self.rng, runtime.device)
             end = trainer.fit(start)
             for sentence in describe_skips(data.store):
                 self.note(sentence)
@@ -348,7 +354,7 @@ class _BaseRun:
         parts.optimizer.num_updates = int(loaded.state["num_updates"])
         if parts.scaler is not None and loaded.state["scaler"] is not None:
             parts.scaler.load_state(loaded.state["scaler"])
-        set_rng_tensors(loaded.rng, self.runtime.device)
+        self.rng = loaded.rng
         self.console.say(f"resumed from {found}")
         return TrainState.from_dict(loaded.state["train"])
 
