@@ -218,3 +218,14 @@ def test_a_damaged_record_is_refused(run_dir: Path) -> None:
     (run_dir / "run.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         load(run_dir)
+
+
+def test_a_run_is_used_in_the_dtype_of_its_training_unless_another_is_asked_for(run_dir):
+    from firstlight.recipes.loading import dtype_for
+
+    write_run(run_dir, replace(read_run(run_dir), dtype="bf16"))
+    assert dtype_for(str(run_dir), "run") == "bf16"
+    assert dtype_for(str(run_dir), "fp32") == "fp32"
+    write_run(run_dir, replace(read_run(run_dir), dtype="fp16"))
+    assert dtype_for(str(run_dir), "run", device="cpu") == "auto"
+    assert dtype_for(str(run_dir), "run", device="cuda") == "fp16"

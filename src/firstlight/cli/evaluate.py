@@ -31,7 +31,7 @@ def bpb(
     max_seq_len: int | None = None,
     device_batch_size: int | None = None,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str = "run",
     threads: int | None = None,
     workers: int | None = None,
     json: bool = False,
@@ -65,7 +65,7 @@ def bpb(
     device
         auto, cpu, cuda or mps.
     dtype
-        Dtype of the matmuls: auto, fp32, bf16 or fp16.
+        Dtype of the matmuls: run (that of the training), auto, fp32, bf16 or fp16.
     threads
         CPU threads. [all that this process may use]
     workers
@@ -74,12 +74,12 @@ def bpb(
         Print one JSON object.
     """
     from firstlight.eval.bpb import evaluate_bpb
-    from firstlight.recipes.loading import load_for_inference
+    from firstlight.recipes.loading import dtype_for, load_for_inference
     from firstlight.runtime import environment
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import open_runtime
 
-    with open_runtime(device=device, dtype=dtype, num_threads=threads) as runtime:
+    with open_runtime(device=device, dtype=dtype_for(run, dtype, device=device), num_threads=threads) as runtime:
         console = Console(
             is_main=runtime.is_main, is_terminal=environment.is_terminal(), file=sys.stderr if json else None
         )
@@ -151,7 +151,7 @@ def samples(
     seed: int = 1337,
     checkpoint: str = "latest",
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str = "run",
     threads: int | None = None,
     json: bool = False,
 ) -> None:
@@ -181,7 +181,7 @@ def samples(
     device
         auto, cpu, cuda or mps.
     dtype
-        Dtype of the matmuls: auto, fp32, bf16 or fp16.
+        Dtype of the matmuls: run (that of the training), auto, fp32, bf16 or fp16.
     threads
         CPU threads. [all that this process may use]
     json
@@ -189,12 +189,12 @@ def samples(
     """
     from firstlight.cli.sample import write
     from firstlight.eval.samples import default_prompts, sample_prompts, samples_markdown
-    from firstlight.recipes.loading import load_for_inference
+    from firstlight.recipes.loading import dtype_for, load_for_inference
     from firstlight.runtime import environment
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import open_runtime
 
-    with open_runtime(device=device, dtype=dtype, num_threads=threads) as runtime:
+    with open_runtime(device=device, dtype=dtype_for(run, dtype, device=device), num_threads=threads) as runtime:
         console = Console(
             is_main=runtime.is_main, is_terminal=environment.is_terminal(), file=sys.stderr if json else None
         )

@@ -20,7 +20,7 @@ def sample(
     num_samples: int = 1,
     checkpoint: str = "latest",
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str = "run",
     threads: int | None = None,
     json: bool = False,
 ) -> None:
@@ -55,7 +55,7 @@ def sample(
     device
         auto, cpu, cuda or mps.
     dtype
-        Dtype of the matmuls: auto, fp32, bf16 or fp16.
+        Dtype of the matmuls: run (that of the training), auto, fp32, bf16 or fp16.
     threads
         CPU threads. [all that this process may use]
     json
@@ -64,7 +64,7 @@ def sample(
     import time
 
     from firstlight.eval.samples import continue_prompt
-    from firstlight.recipes.loading import load_for_inference
+    from firstlight.recipes.loading import dtype_for, load_for_inference
     from firstlight.runtime import environment
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import open_runtime
@@ -76,7 +76,7 @@ def sample(
             "the prompt ends in a space: tokens begin with theirs, so a prompt without it is more like real text"
         )
     is_streamed = num_samples == 1 and not json
-    with open_runtime(device=device, dtype=dtype, num_threads=threads) as runtime:
+    with open_runtime(device=device, dtype=dtype_for(run, dtype, device=device), num_threads=threads) as runtime:
         loaded = load_for_inference(run, runtime, checkpoint=checkpoint, report=console.warn)
         if is_streamed:
             write(text)

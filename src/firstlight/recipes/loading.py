@@ -13,7 +13,7 @@ from firstlight.errors import CheckpointError, ConfigError
 from firstlight.model.gpt import GPT, GPTConfig
 from firstlight.recipes.record import RunRecord, find_run, read_run
 from firstlight.runtime import environment
-from firstlight.runtime.context import Runtime
+from firstlight.runtime.context import Runtime, choose_device
 from firstlight.runtime.metrics import read_metrics
 from firstlight.tokens.bpe import Tokenizer
 from firstlight.train.checkpoint import find_latest_good, list_checkpoints, load_checkpoint, load_into
@@ -66,6 +66,19 @@ def load_for_inference(
     loaded = load_checkpoint(chosen)
     model = _filled_model(config, loaded.model, runtime, source=chosen)
     return LoadedRun(model, tokenizer, record, loaded.step, path, chosen)
+
+
+def dtype_for(run: str, asked: str, *, device: str = "auto", runs_dir: Path | None = None) -> str:
+    """Name of the dtype to use a run with: what was asked for, or for ``run`` that of its training.
+
+    A run trained in fp16 is used in what is fast here (``auto``) where ``device`` is a CPU, which has no fp16 matmuls.
+    Raises ConfigError or DataError where there is no such run.
+    """
+    if asked != "run":
+        return asked
+    trained = read_run(find_run(run, runs_dir or environment.runs_dir())).dtype
+    is_cpu = device == "cpu" or (device == "auto" and choose_device("auto")[0].type == "cpu")
+    return "auto" if trained == "fp16" and is_cpu else trained
 
 
 def choose_checkpoint(run_dir: Path, which: str, *, report: Callable[[str], None] | None = None) -> Path:
