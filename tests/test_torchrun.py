@@ -37,7 +37,7 @@ def test_two_processes_of_torchrun_train_one_model_as_one_process_does(tmp_path)
     }  # fmt: skip
     train = ["-m", "firstlight", "train", "base", "--data", str(corpus(tmp_path / "texts")), *FLAGS]
     one = [sys.executable, *train, "--run", "one"]
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *train, "--run", "two"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *train, "--name", "two"]
     for line in (one, two):
         done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr

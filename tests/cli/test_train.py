@@ -32,6 +32,15 @@ def test_flags_reach_the_recipe_and_the_given_ones_are_known(called, monkeypatch
     assert given == {"depth", "num_iterations", "resume"}
 
 
+def test_name_is_run_for_torchrun_and_two_names_are_refused(called, monkeypatch, capsys):
+    assert run(monkeypatch, "--name", "mine") == 0
+    settings, given = called[0]
+    assert settings.run == "mine"
+    assert "run" in given
+    assert run(monkeypatch, "--name", "mine", "--run", "other") == 2
+    assert "two runs" in capsys.readouterr().err
+
+
 def test_toml_file_is_read_and_flags_win(called, monkeypatch, tmp_path: Path):
     file = tmp_path / "run.toml"
     file.write_text('depth = 6\nseed = 3\ndata = "texts"\n')

@@ -25,6 +25,7 @@ def given_names(arguments: list[str]) -> frozenset[str]:
 def base(
     *,
     config: Path | None = None,
+    name: str | None = None,
     settings: Annotated[BaseSettings | None, Parameter(name="*")] = None,
 ) -> None:
     """Pretrain a base model on text: tokenizer, tokens, training, scores, samples, report.
@@ -44,8 +45,11 @@ def base(
     ----------
     config
         A TOML file whose keys are the names below; flags on the command line win.
+    name
+        The same as --run, for torchrun: it reads --run as short for an option of its own (--run-path).
     """
     from firstlight.config import from_dict, load_toml
+    from firstlight.errors import ConfigError
     from firstlight.recipes import base as recipe
 
     given = given_names(sys.argv)
@@ -56,4 +60,8 @@ def base(
         flags = {name: getattr(chosen, name) for name in given}
         chosen = replace(from_file, **flags)
         given = given | frozenset(values)
+    if name is not None:
+        if "run" in given and chosen.run != name:
+            raise ConfigError(f"--run {chosen.run} and --name {name} name two runs", hint="give one of them")
+        chosen, given = replace(chosen, run=name), given | {"run"}
     recipe.train_base(chosen, given=given)
