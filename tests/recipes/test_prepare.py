@@ -87,10 +87,15 @@ def test_skipped_rows_are_counted_and_named(tiny_corpus, tmp_path):
         file.write('{"text": null}\n{"text": ""}\nnot json\n')
     with prepare(tiny_corpus, tmp_path / "cache").store as store:
         list(store.shards())
-        said = " ".join(describe_skips(store))
-    assert "1 rows were skipped (null)" in said
-    assert "1 rows were skipped (empty)" in said
+        said = describe_skips(store)
+    assert "rows skipped: 3 (1 null, 1 empty, 1 invalid json)" in said
     assert "part_0.jsonl:120" in said
+
+
+def test_nothing_skipped_is_nothing_said(tiny_corpus, tmp_path):
+    with prepare(tiny_corpus, tmp_path / "cache").store as store:
+        list(store.shards())
+        assert describe_skips(store) is None
 
 
 def test_a_cache_that_cannot_be_written_is_one_clear_message(tiny_corpus, tmp_path):

@@ -329,8 +329,9 @@ class _BaseRun:
             torch.manual_seed(settings.seed)
             set_rng_tensors(self.rng, runtime.device)
             end = trainer.fit(start)
-            for sentence in describe_skips(data.store):
-                self.note(sentence)
+            sink.finish_steps()
+            if skipped := describe_skips(data.store):
+                self.note(skipped)
             self.finish(parts, validation, sink, end, loss_nats=trainer.last_loss_nats, max_tokens=final_tokens)
         self.write_report()
         self.say_where()

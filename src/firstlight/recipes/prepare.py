@@ -163,17 +163,17 @@ def check_amounts(data: PreparedData, *, seq_len: int) -> None:
         )
 
 
-def describe_skips(store: TokenStore) -> list[str]:
-    """One sentence for each kind of row that was skipped while tokenising, over all shards that are built."""
+def describe_skips(store: TokenStore) -> str | None:
+    """What was skipped while tokenising the shards that are built, by reason and with examples; None for nothing."""
     total = ReadCounts()
     for index in range(store.num_shards):
         manifest = store.shard_manifest(index)
         if manifest is not None:
             total.add(ReadCounts(**manifest["counts"]))
-    return [
-        f"{count:,} rows were skipped ({reason}): {'; '.join(total.examples)}"
-        for reason, count in total.skipped_by_reason().items()
-    ]
+    if not total.skipped:
+        return None
+    reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in total.skipped_by_reason().items())
+    return f"rows skipped: {total.skipped:,} ({reasons}), for example {'; '.join(total.examples)}"
 
 
 def describe_source(source: Source) -> str:

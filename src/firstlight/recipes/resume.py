@@ -17,6 +17,8 @@ PLANNED = (
 )  # fmt: skip
 """Numbers of the plan that were chosen when the run began, and stay although the machine is measured anew."""
 
+MAY_CHANGE = ", ".join(flag(name) for name in sorted(RESUME_MAY_CHANGE - {"run", "resume"}))
+
 PLANNED_FOR_MACHINE = ("device_batch_size", "eval_every", "sample_every", "save_every")
 """As `PLANNED`, where the number of processes is the same and the user does not say otherwise."""
 
@@ -53,10 +55,10 @@ def merge_settings(
         if name in RESUME_MAY_CHANGE:
             changes.append(f"resumed with {flag(name)} {new} (was {old})")
         else:
-            problems.add(f"{flag(name)} {new}: the run {previous.name} was started with {old}, and this cannot change")
-    if len(problems):
-        may = ", ".join(flag(name) for name in sorted(RESUME_MAY_CHANGE - {"run", "resume"}))
-        problems.add("these may change on --resume: " + may, hint="leave the others away, or start another run")
+            problems.add(
+                f"{flag(name)} {new}: the run {previous.name} was started with {old}, and this cannot change",
+                hint=f"leave it away, or start another run; what may change: {MAY_CHANGE}",
+            )
     problems.raise_if_any()
     return wanted, changes
 

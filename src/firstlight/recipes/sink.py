@@ -93,6 +93,10 @@ class RunSink:
             )
         )
 
+    def finish_steps(self) -> None:
+        """Show the last step and take the bar away, before what comes after training is said."""
+        self._steps.finish()
+
     def say(self, text: str) -> None:
         self._console.say(text)
 
