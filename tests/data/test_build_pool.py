@@ -28,9 +28,8 @@ def test_start_build_returns_at_once_and_builds_what_is_wanted_first(
 
     real = build.build_shard
     monkeypatch.setattr(build, "build_shard", slow)
-    start = time.perf_counter()
     with start_build(three_files, byte_tokenizer, cache_dir=tmp_path / "c", num_workers=0, order=[1]) as store:
-        assert time.perf_counter() - start < 0.15
+        assert not built, "start_build returns before the first shard is built"
         store.shard(2)
         assert built == ["part_1.jsonl", "part_2.jsonl"]
         store.shard(0)
@@ -74,7 +73,7 @@ def test_a_closed_store_ends_who_still_waits_and_leaves_no_failure_behind(make_s
     store = start_build(source, byte_tokenizer, cache_dir=tmp_path / "c", num_workers=1)
     start = time.perf_counter()
     store.close()
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 20, "the build of 33 MB was waited for"
     with pytest.raises(DataError, match="was stopped before this shard"):
         store.shard(0)
     assert not (store.directory / FAILURE_FILE).exists()

@@ -131,7 +131,7 @@ def test_a_wait_ends_when_it_is_called_off(store):
     start = time.perf_counter()
     with pytest.raises(WaitCancelled):
         TokenStore.open(store.directory, wait=True).shard(1, stop=stop)
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 30
 
 
 def test_shards_of_another_tokenizer_or_name_do_not_exist(store):
