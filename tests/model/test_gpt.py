@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from firstlight.errors import ConfigError
 from firstlight.model.attention import Kernel
-from firstlight.model.gpt import GPT, GPTConfig
+from firstlight.model.config import GPTConfig
+from firstlight.model.gpt import GPT, Embedded
 from firstlight.model.init import build_gpt
 
 transformers = pytest.importorskip("transformers")
@@ -40,6 +41,11 @@ def random_gpt(config: GPTConfig, *, seed: int = 0, compute_dtype: torch.dtype =
             std = 0.3 if name == "lm_head.weight" else weight.shape[1] ** -0.5
             weight.normal_(0.0, std, generator=generator)
     return model
+
+
+def detached(embedded: Embedded, *, requires_grad: bool = False) -> Embedded:
+    values = tuple(v_BTC.detach() for v_BTC in embedded.values)
+    return Embedded(embedded.x_BTD.detach().requires_grad_(requires_grad), values, embedded.before_B1D.detach())
 
 
 def random_ids(config: GPTConfig, *shape: int, seed: int = 1) -> torch.Tensor:
@@ -100,9 +106,10 @@ def test_logits_are_those_of_transformers(config: GPTConfig, kernel: Kernel) -> 
 
 def test_no_position_depends_on_a_later_one() -> None:
     model = random_gpt(TINY)
-    x_BTD = model.embed(random_ids(TINY, 1, 12)).detach().requires_grad_()
+    embedded = model.embed(random_ids(TINY, 1, 12))
+    x_BTD = embedded.x_BTD.detach().requires_grad_()
     for t in (0, 5, 11):
-        (grad_BTD,) = torch.autograd.grad(model.trunk(x_BTD)[0, t].sum(), x_BTD)
+        (grad_BTD,) = torch.autograd.grad(model.trunk(embedded._replace(x_BTD=x_BTD))[0, t].sum(), x_BTD)
         reach = grad_BTD[0].abs().sum(dim=-1)
         assert torch.all(reach[: t + 1] > 0), "every earlier position is seen"
         assert torch.all(reach[t + 1 :] == 0), "no later one is"
@@ -137,7 +144,7 @@ def test_no_row_depends_on_another(compute_dtype: torch.dtype) -> None:
 def test_attention_depends_on_distances_not_on_places() -> None:
     """The same ids, moved along the rotary tables, give the same hidden states."""
     model = random_gpt(TINY)
-    x_BTD = model.embed(random_ids(TINY, 1, 8)).detach()
+    x_BTD = detached(model.embed(random_ids(TINY, 1, 8)))
     cos_TJ, sin_TJ = model.rope_cos, model.rope_sin
     with torch.no_grad():
         here = model.trunk(x_BTD)
@@ -203,7 +210,7 @@ def test_recomputed_activations_keep_less() -> None:
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: (sizes.append(t.nbytes), t)[1], lambda t: t
         ):
-            model.trunk(model.embed(random_ids(TINY, 2, 32)).detach().requires_grad_())
+            model.trunk(detached(model.embed(random_ids(TINY, 2, 32)), requires_grad=True))
         kept[recompute] = sum(sizes)
     assert kept[True] < kept[False] / 4
 
@@ -259,7 +266,7 @@ def test_bf16_logits_are_near_the_float32_ones() -> None:
     ids_BT = random_ids(DEPTH_4, 2, 48)
     with torch.no_grad():
         difference = (exact(ids_BT) - rounded(ids_BT)).abs()
-    assert rounded.embed(ids_BT).dtype == rounded.hidden(ids_BT).dtype == torch.bfloat16
+    assert rounded.embed(ids_BT).x_BTD.dtype == rounded.hidden(ids_BT).dtype == torch.bfloat16
     assert difference.mean() < 0.05
     assert difference.max() < 0.5
 
@@ -342,7 +349,7 @@ def test_trunk_is_one_graph() -> None:
     for recompute in (False, True):
         model.checkpoint_activations = recompute
         torch._dynamo.reset()
-        explained = torch._dynamo.explain(model.trunk)(model.embed(random_ids(TINY, 2, 16)).detach())
+        explained = torch._dynamo.explain(model.trunk)(detached(model.embed(random_ids(TINY, 2, 16))))
         assert explained.graph_break_count == 0, explained.break_reasons
         assert explained.graph_count == 1
 
@@ -351,12 +358,12 @@ def test_trunk_is_one_graph() -> None:
 def test_compiled_trunk_gives_the_eager_one() -> None:
     compute_dtype = torch.bfloat16
     config = GPTConfig(vocab_size=97, n_layer=1, n_head=4, n_kv_head=2, n_embd=64, max_seq_len=160)
-    x_BTD = random_gpt(config, compute_dtype=compute_dtype).embed(random_ids(config, 2, 160)).detach()
+    embedded = detached(random_gpt(config, compute_dtype=compute_dtype).embed(random_ids(config, 2, 160)))
     outputs, grads = [], []
     for compiled in (False, True):
         model = random_gpt(config, compute_dtype=compute_dtype)
         trunk = torch.compile(model.trunk, dynamic=False, fullgraph=True) if compiled else model.trunk
-        y_BTD = trunk(x_BTD)
+        y_BTD = trunk(embedded)
         y_BTD.float().square().mul(torch.linspace(0, 1, 64)).sum().backward()
         outputs.append(y_BTD.detach().float())
         grads.append(torch.cat([p.grad.flatten() for n, p in model.named_parameters() if "transformer.h" in n]))

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from firstlight.model.init import INIT_TABLE, build_gpt, init_row, init_weights
 from firstlight.model.rope import rope_tables
 
 CONFIG = GPTConfig(vocab_size=512, n_layer=2, n_head=4, n_kv_head=2, n_embd=128, max_seq_len=16)
+EVERYTHING = replace(CONFIG, value_embed_every=1, residual_scales=True, smear=True, backout=True, bigram_rows=64)
 
 
 def test_every_parameter_has_the_spread_that_its_row_says() -> None:
@@ -33,7 +36,7 @@ def test_every_parameter_has_the_spread_that_its_row_says() -> None:
 
 
 def test_every_row_of_the_table_is_used_and_says_why() -> None:
-    used = {init_row(name) for name, _ in GPT(CONFIG).named_parameters()}
+    used = {init_row(name) for name, _ in GPT(EVERYTHING).named_parameters()}
     assert used == set(INIT_TABLE)
     assert all(row.why and row.source for row in INIT_TABLE)
 

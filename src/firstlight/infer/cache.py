@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from firstlight.errors import ConfigError
-from firstlight.model.gpt import GPTConfig
+from firstlight.model.config import GPTConfig
 
 
 class KVCache:
@@ -22,6 +22,7 @@ class KVCache:
         self.k_LBGMK = k_LBGMK
         self.v_LBGMK = v_LBGMK
         self._length = length
+        self._last_ids_B: torch.Tensor | None = None
 
     @classmethod
     def empty(
@@ -43,6 +44,11 @@ class KVCache:
     def length(self) -> int:
         """Tokens that every layer holds."""
         return self._length
+
+    @property
+    def last_ids(self) -> torch.Tensor | None:
+        """The last id of every row, (B,) int64; None while the cache is empty."""
+        return self._last_ids_B
 
     @property
     def max_len(self) -> int:
@@ -75,9 +81,16 @@ class KVCache:
         assert self._length + num_tokens <= self.max_len
         self._length += num_tokens
 
+    def remember(self, last_ids_B: torch.Tensor) -> None:
+        """Keep the last id of every row, (B,) int64."""
+        self._last_ids_B = last_ids_B
+
     def repeat_rows(self, num_rows: int) -> KVCache:
         """A new cache in which each of ``num_rows`` contexts starts as this cache's only one (a shared prompt)."""
         assert self.k_LBGMK.shape[1] == 1, "only a cache of one row can be repeated"
-        return KVCache(
+        cache = KVCache(
             self.k_LBGMK.repeat(1, num_rows, 1, 1, 1), self.v_LBGMK.repeat(1, num_rows, 1, 1, 1), length=self._length
         )
+        if self._last_ids_B is not None:
+            cache.remember(self._last_ids_B.repeat(num_rows))
+        return cache

@@ -14,6 +14,7 @@ from firstlight.errors import ConfigError
 from firstlight.infer.cache import KVCache
 from firstlight.infer.sampling import check_sampling, sample
 from firstlight.model.gpt import GPT
+from firstlight.model.precision import Linear
 
 FinishReason = Literal["stop_id", "max_new_tokens", "context_full"]
 
@@ -29,8 +30,9 @@ def decoding_copy(model: GPT) -> GPT:
     """
     with torch.device("meta"):
         copy = GPT(model.config, compute_dtype=model.compute_dtype)
+    matmul_weights = {f"{name}.weight" for name, module in copy.named_modules() if isinstance(module, Linear)}
     weights = {
-        name: weight if name == "transformer.wte.weight" else weight.to(model.compute_dtype)
+        name: weight.to(model.compute_dtype) if name in matmul_weights else weight
         for name, weight in model.state_dict().items()
     }
     copy.load_state_dict(weights, assign=True)

@@ -7,23 +7,40 @@ One multiply-add is two FLOPs.
 from __future__ import annotations
 
 from firstlight.model.attention import blocked_scores
-from firstlight.model.gpt import GPTConfig
+from firstlight.model.config import GATE_CHANNELS, GPTConfig
 
 
 def num_params(config: GPTConfig) -> dict[str, int]:
-    """Parameters by group: ``embedding``, ``head``, ``attention`` and ``mlp``. They add up to all of them."""
+    """Parameters by group; they add up to all of them.
+
+    ``embedding``, ``head``, ``attention`` and ``mlp``; and where the config has them ``value_embeds``, ``bigrams`` and
+    ``scalars`` (scales and gates).
+    """
     D = config.n_embd
     kv_width = config.n_kv_head * config.head_dim
-    return {
+    num_values = len(config.value_embed_layers)
+    channels = min(GATE_CHANNELS, D)
+    scalars = (
+        num_values * channels * config.n_kv_head
+        + (2 * config.n_layer if config.residual_scales else 0)
+        + (channels + 1 if config.smear else 0)
+        + (1 if config.backout else 0)
+    )
+    groups = {
         "embedding": config.vocab_size * D,
         "head": config.vocab_size * D,
         "attention": config.n_layer * (2 * D * D + 2 * D * kv_width),
         "mlp": config.n_layer * 8 * D * D,
+        "value_embeds": num_values * config.vocab_size * kv_width,
+        "bigrams": config.bigram_rows * D,
+        "scalars": scalars,
     }
+    return {name: n for name, n in groups.items() if n or name in ("embedding", "head", "attention", "mlp")}
 
 
 def num_matmul_params(config: GPTConfig) -> int:
-    """Parameters that each token is multiplied with: all but the embedding, which is looked up."""
+    """Parameters that each token is multiplied with: matrices and head. Embeddings are looked up; gates and scales are
+    left out (less than 0.1 %)."""
     groups = num_params(config)
     return groups["head"] + groups["attention"] + groups["mlp"]
 
@@ -62,12 +79,13 @@ def weights_bytes(config: GPTConfig) -> int:
 
 
 def optimizer_bytes(config: GPTConfig) -> int:
-    """Bytes of optimizer state: 8 a parameter for embedding and head (AdamW: two moments), 4 for the rest (Muon: one).
+    """Bytes of optimizer state: 4 a parameter for the blocks' matrices (Muon: one moment), 8 for the rest (AdamW: two).
 
     Muon's variance reduction adds one number a row, which is left out (less than 1 %).
     """
     groups = num_params(config)
-    return 8 * (groups["embedding"] + groups["head"]) + 4 * (groups["attention"] + groups["mlp"])
+    matrices = groups["attention"] + groups["mlp"]
+    return 8 * (sum(groups.values()) - matrices) + 4 * matrices
 
 
 def kv_cache_bytes(config: GPTConfig, *, batch_rows: int, seq_len: int, cache_bytes: int = 2) -> int:

@@ -1,113 +1,43 @@
-"""The GPT: ids to hidden states to logits. Preset `classic`.
+"""The GPT: ids to hidden states to logits.
 
     ids -> embedding -> norm -> n_layer blocks -> norm -> head -> soft cap -> logits
     block: x + attention(norm(x)), then x + mlp(norm(x))
 
-It gives the same logits as the `nanochat` model type of the transformers library on the same weights.
+With every option of `GPTConfig` off this is the preset `classic`: it gives the same logits as the `nanochat` model type
+of the transformers library on the same weights. The preset `modern` turns options on (`MODERN`); each is one `if` below.
 
 Shapes: B rows, T tokens, D width (n_embd), H query heads, G key/value heads, K head size, V vocabulary, J = K/2.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from firstlight.errors import ConfigError, Problems
+from firstlight.errors import ConfigError
 from firstlight.model.attention import Kernel, attend
+from firstlight.model.config import GATE_CHANNELS, GPTConfig
 from firstlight.model.precision import Embedding, Linear, rms_norm
 from firstlight.model.rope import rope_tables, rotate
 
+NO_ID = -1
+"""Stands for the token before the first one."""
 
-@dataclass(frozen=True)
-class GPTConfig:
-    """Sizes of a model. Everything about its architecture follows from these.
 
-    n_kv_head: key/value heads, each shared by n_head / n_kv_head query heads (Ainslie et al. 2023, arXiv 2305.13245).
-    max_seq_len: positions that the rotary tables have, and so the longest context.
-    softcap: logits are ``softcap * tanh(z / softcap)``; 15 is the seed's.
+class Embedded(NamedTuple):
+    """What `GPT.embed` looks up for `GPT.trunk`.
 
-    Raises ConfigError that names every size that cannot work.
+    x_BTD: normed token embeddings. values: for each layer of ``value_embed_layers`` rows (B,T,G*K).
+    before_B1D: the normed embedding of the token before the first one; zeros at the start of a text. Empty without smear.
     """
 
-    vocab_size: int
-    n_layer: int
-    n_head: int
-    n_kv_head: int
-    n_embd: int
-    max_seq_len: int
-    rope_base: float = 10000.0
-    softcap: float = 15.0
-
-    def __post_init__(self) -> None:
-        problems = Problems()
-        for name in ("vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "max_seq_len"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                problems.add(f"{name} {value!r} must be a whole number above zero")
-        for name in ("rope_base", "softcap"):
-            if not getattr(self, name) > 0:
-                problems.add(f"{name} {getattr(self, name)} must be above zero")
-        problems.raise_if_any()
-        if self.n_embd % self.n_head:
-            divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0 and (self.n_embd // n) % 2 == 0]
-            nearest = sorted(divisors, key=lambda n: abs(n - self.n_head))[:2]
-            problems.add(
-                f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads",
-                hint=f"n_head {' or '.join(map(str, sorted(nearest)))} would" if nearest else "make n_embd even",
-            )
-        elif self.head_dim % 2:
-            problems.add(
-                f"head size {self.head_dim} (n_embd {self.n_embd} / n_head {self.n_head}) is odd",
-                hint="rotary embedding turns pairs of numbers: the head size must be even",
-            )
-        if self.n_head % self.n_kv_head:
-            divisors = [n for n in range(1, self.n_head + 1) if self.n_head % n == 0]
-            problems.add(
-                f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}",
-                hint=f"n_kv_head may be {', '.join(map(str, divisors))}",
-            )
-        problems.raise_if_any()
-
-    @property
-    def head_dim(self) -> int:
-        return self.n_embd // self.n_head
-
-    @classmethod
-    def from_depth(
-        cls, depth: int, *, vocab_size: int, max_seq_len: int, head_dim: int = 128, n_kv_head: int | None = None
-    ) -> GPTConfig:
-        """The dial: ``n_layer = depth``, ``n_embd = 64 * depth``, ``n_head = max(1, ceil(n_embd / head_dim))``.
-
-        Some odd depths (5, 9, 11, 13, ...) have a width that this head count does not divide. They get the next larger
-        count that gives whole, even heads: depth 5 has 4 heads of 80 instead of 3 of 106.67.
-
-        >>> GPTConfig.from_depth(12, vocab_size=32000, max_seq_len=2048).n_head
-        6
-        """
-        if depth < 1:
-            raise ConfigError(f"depth {depth} is too small", hint="the smallest depth is 1")
-        if head_dim < 2:
-            raise ConfigError(f"head size {head_dim} is too small", hint="64 and 128 are usual")
-        n_embd = 64 * depth
-        n_head = max(1, -(-n_embd // head_dim))
-        while n_embd % n_head or (n_embd // n_head) % 2:
-            n_head += 1
-            if n_head > n_embd // 2:
-                raise ConfigError(f"head size {head_dim} is too small for width {n_embd}", hint="64 and 128 are usual")
-        return cls(
-            vocab_size=vocab_size,
-            n_layer=depth,
-            n_head=n_head,
-            n_kv_head=n_head if n_kv_head is None else n_kv_head,
-            n_embd=n_embd,
-            max_seq_len=max_seq_len,
-        )
+    x_BTD: torch.Tensor
+    values: tuple[torch.Tensor, ...]
+    before_B1D: torch.Tensor
 
 
 class Cache(Protocol):
@@ -118,6 +48,11 @@ class Cache(Protocol):
         """Tokens that all layers hold."""
         ...
 
+    @property
+    def last_ids(self) -> torch.Tensor | None:
+        """The last id of every row, for what looks at the token before; None while the cache is empty."""
+        ...
+
     def append(self, layer: int, k_BGTK: torch.Tensor, v_BGTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one layer's new keys and values after ``length``, and return all that this layer holds (B,G,S,K)."""
         ...
@@ -126,11 +61,15 @@ class Cache(Protocol):
         """Count the tokens that every layer has now written."""
         ...
 
+    def remember(self, last_ids_B: torch.Tensor) -> None:
+        """Keep the last id of every row."""
+        ...
+
 
 class Attention(nn.Module):
     """Causal self-attention over rotated and normalised heads."""
 
-    def __init__(self, config: GPTConfig, *, compute_dtype: torch.dtype) -> None:
+    def __init__(self, config: GPTConfig, *, compute_dtype: torch.dtype, has_value_embed: bool) -> None:
         super().__init__()
         self.n_head = config.n_head
         self.n_kv_head = config.n_kv_head
@@ -140,12 +79,18 @@ class Attention(nn.Module):
         self.c_k = Linear(config.n_embd, kv_width, compute_dtype=compute_dtype)
         self.c_v = Linear(config.n_embd, kv_width, compute_dtype=compute_dtype)
         self.c_proj = Linear(config.n_embd, config.n_embd, compute_dtype=compute_dtype)
+        self.qk_gain = config.qk_gain
+        self.value_gate = None
+        if has_value_embed:
+            channels = min(GATE_CHANNELS, config.n_embd)
+            self.value_gate = Linear(channels, config.n_kv_head, compute_dtype=compute_dtype)
 
     def forward(
         self,
         x_BTD: torch.Tensor,
         cos_TJ: torch.Tensor,
         sin_TJ: torch.Tensor,
+        value_embed_BTC: torch.Tensor | None = None,
         *,
         layer: int,
         cache: Cache | None,
@@ -155,10 +100,17 @@ class Attention(nn.Module):
         q_BTHK = self.c_q(x_BTD).view(B, T, self.n_head, self.head_dim)
         k_BTGK = self.c_k(x_BTD).view(B, T, self.n_kv_head, self.head_dim)
         v_BTGK = self.c_v(x_BTD).view(B, T, self.n_kv_head, self.head_dim)
+        if self.value_gate is not None and value_embed_BTC is not None:
+            gate_BTG1 = 2 * torch.sigmoid(self.value_gate(x_BTD[..., : self.value_gate.in_features]))[..., None]
+            v_BTGK = v_BTGK + gate_BTG1 * value_embed_BTC.view_as(v_BTGK)
         # Norm of queries and keys keeps the scores bounded (Henry et al. 2020, arXiv 2010.04245). It comes after the
         # rotation as in the seed; a rotation keeps lengths, so the order changes rounding only.
-        q_BHTK = rms_norm(rotate(q_BTHK, cos_TJ, sin_TJ)).to(x_BTD.dtype).transpose(1, 2)
-        k_BGTK = rms_norm(rotate(k_BTGK, cos_TJ, sin_TJ)).to(x_BTD.dtype).transpose(1, 2)
+        q_BTHK = rms_norm(rotate(q_BTHK, cos_TJ, sin_TJ))
+        k_BTGK = rms_norm(rotate(k_BTGK, cos_TJ, sin_TJ))
+        if self.qk_gain != 1.0:
+            q_BTHK, k_BTGK = q_BTHK * self.qk_gain, k_BTGK * self.qk_gain
+        q_BHTK = q_BTHK.to(x_BTD.dtype).transpose(1, 2)
+        k_BGTK = k_BTGK.to(x_BTD.dtype).transpose(1, 2)
         v_BGTK = v_BTGK.transpose(1, 2)
         num_past = 0
         if cache is not None:
@@ -183,9 +135,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer: tokens exchange information (attention), then each is worked on alone (MLP)."""
 
-    def __init__(self, config: GPTConfig, *, compute_dtype: torch.dtype) -> None:
+    def __init__(self, config: GPTConfig, *, compute_dtype: torch.dtype, has_value_embed: bool = False) -> None:
         super().__init__()
-        self.attn = Attention(config, compute_dtype=compute_dtype)
+        self.attn = Attention(config, compute_dtype=compute_dtype, has_value_embed=has_value_embed)
         self.mlp = MLP(config, compute_dtype=compute_dtype)
 
     def forward(
@@ -193,12 +145,15 @@ class Block(nn.Module):
         x_BTD: torch.Tensor,
         cos_TJ: torch.Tensor,
         sin_TJ: torch.Tensor,
+        value_embed_BTC: torch.Tensor | None = None,
         *,
         layer: int,
         cache: Cache | None,
         kernel: Kernel | None,
     ) -> torch.Tensor:
-        x_BTD = x_BTD + self.attn(rms_norm(x_BTD), cos_TJ, sin_TJ, layer=layer, cache=cache, kernel=kernel)
+        x_BTD = x_BTD + self.attn(
+            rms_norm(x_BTD), cos_TJ, sin_TJ, value_embed_BTC, layer=layer, cache=cache, kernel=kernel
+        )
         return x_BTD + self.mlp(rms_norm(x_BTD))
 
 
@@ -208,7 +163,13 @@ class Transformer(nn.Module):
     def __init__(self, config: GPTConfig, *, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.wte = Embedding(config.vocab_size, config.n_embd)
-        self.h = nn.ModuleList(Block(config, compute_dtype=compute_dtype) for _ in range(config.n_layer))
+        with_values = config.value_embed_layers
+        kv_width = config.n_kv_head * config.head_dim
+        self.value_embeds = nn.ModuleDict({str(i): Embedding(config.vocab_size, kv_width) for i in with_values})
+        self.bigrams = Embedding(config.bigram_rows, config.n_embd) if config.bigram_rows else None
+        self.h = nn.ModuleList(
+            Block(config, compute_dtype=compute_dtype, has_value_embed=i in with_values) for i in range(config.n_layer)
+        )
 
 
 class GPT(nn.Module):
@@ -231,6 +192,16 @@ class GPT(nn.Module):
         self.attention_kernel: Kernel | None = None
         self.transformer = Transformer(config, compute_dtype=compute_dtype)
         self.lm_head = Linear(config.n_embd, config.vocab_size, compute_dtype=compute_dtype)
+        # A learned number is all NaN at first, as every weight is (see `Linear`).
+        unset = torch.full((config.n_layer,), float("nan"), dtype=torch.float32)
+        self.residual_scales = nn.Parameter(unset.clone()) if config.residual_scales else None
+        self.x0_scales = nn.Parameter(unset.clone()) if config.residual_scales else None
+        self.smear_gate = None
+        self.smear_scale = None
+        if config.smear:
+            self.smear_gate = Linear(min(GATE_CHANNELS, config.n_embd), 1, compute_dtype=compute_dtype)
+            self.smear_scale = nn.Parameter(unset[:1].clone())
+        self.backout_scale = nn.Parameter(unset[:1].clone()) if config.backout else None
         # Not saved: they follow from the config.
         shape = (config.max_seq_len, config.head_dim // 2)
         self.register_buffer("rope_cos", torch.empty(shape), persistent=False)
@@ -245,21 +216,37 @@ class GPT(nn.Module):
         self.rope_cos.copy_(cos_TJ)
         self.rope_sin.copy_(sin_TJ)
 
-    def embed(self, inputs_BT: torch.Tensor) -> torch.Tensor:
-        """Embedding and norm, (B,T) int64 -> (B,T,D).
+    def embed(self, inputs_BT: torch.Tensor, cache: Cache | None = None) -> Embedded:
+        """All that is looked up by id, (B,T) int64 -> `Embedded`. With a cache, its last ids are those before.
 
         Apart from `trunk` and never compiled: on a CPU its backward pass is deterministic as it stands, while compiled
         code adds rows with atomics, in an order that changes from run to run.
         """
-        return rms_norm(self.transformer.wte(inputs_BT)).to(self.compute_dtype)
+        before_B = None if cache is None else cache.last_ids
+        rows_BTD = self.transformer.wte(inputs_BT)
+        if self.transformer.bigrams is not None:
+            rows_BTD = rms_norm(rows_BTD) + self.transformer.bigrams(
+                bigram_rows(inputs_BT, before_B, num_rows=self.config.bigram_rows)
+            )
+        x_BTD = rms_norm(rows_BTD).to(self.compute_dtype)
+        values = tuple(table(inputs_BT).to(self.compute_dtype) for table in self.transformer.value_embeds.values())
+        before_B1D = x_BTD[:, :0]
+        if self.config.smear and before_B is None:
+            before_B1D = torch.zeros_like(x_BTD[:, :1])
+        elif self.config.smear and before_B is not None:
+            before_B1D = rms_norm(self.transformer.wte(before_B[:, None])).to(self.compute_dtype)
+        if cache is not None:
+            cache.remember(inputs_BT[:, -1])
+        return Embedded(x_BTD, values, before_B1D)
 
-    def trunk(self, x_BTD: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """Blocks and final norm, (B,T,D) -> (B,T,D). This is what a trainer compiles.
+    def trunk(self, embedded: Embedded, cache: Cache | None = None) -> torch.Tensor:
+        """Blocks and final norm, `Embedded` -> (B,T,D). This is what a trainer compiles.
 
         With a cache the tokens continue what the cache holds, and their keys and values are added to it.
 
         Raises ConfigError where the context would be longer than max_seq_len.
         """
+        x_BTD, values, before_B1D = embedded
         start = 0 if cache is None else cache.length
         end = start + x_BTD.shape[1]
         if end > self.config.max_seq_len:
@@ -270,22 +257,35 @@ class GPT(nn.Module):
             )  # fmt: skip
         cos_TJ, sin_TJ = self.rope_cos[start:end], self.rope_sin[start:end]
         recompute = self.checkpoint_activations and cache is None and torch.is_grad_enabled()
+        if self.smear_gate is not None and self.smear_scale is not None:
+            gate_BT1 = torch.sigmoid(self.smear_gate(x_BTD[..., : self.smear_gate.in_features]))
+            shifted_BTD = torch.cat((before_B1D, x_BTD[:, :-1]), dim=1)
+            x_BTD = x_BTD + (self.smear_scale.to(x_BTD.dtype) * gate_BT1) * shifted_BTD
+        x0_BTD = x_BTD
+        middle_BTD = None
+        value_of = dict(zip(self.config.value_embed_layers, values, strict=True))
         for layer, block in enumerate(self.transformer.h):
+            if self.residual_scales is not None and self.x0_scales is not None:
+                a, b = self.residual_scales[layer].to(x_BTD.dtype), self.x0_scales[layer].to(x_BTD.dtype)
+                x_BTD = a * x_BTD + b * x0_BTD
+            arguments = (x_BTD, cos_TJ, sin_TJ, value_of.get(layer))
             options = {"layer": layer, "cache": cache, "kernel": self.attention_kernel}
             if recompute:
                 # No dropout, so there is no random state to keep.
-                x_BTD = checkpoint(
-                    block, x_BTD, cos_TJ, sin_TJ, use_reentrant=False, preserve_rng_state=False, **options
-                )
+                x_BTD = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
             else:
-                x_BTD = block(x_BTD, cos_TJ, sin_TJ, **options)
+                x_BTD = block(*arguments, **options)
+            if self.backout_scale is not None and layer == self.config.n_layer // 2:
+                middle_BTD = x_BTD
         if cache is not None:
             cache.advance(end - start)
+        if middle_BTD is not None and self.backout_scale is not None:
+            x_BTD = x_BTD - self.backout_scale.to(x_BTD.dtype) * middle_BTD
         return rms_norm(x_BTD)
 
     def hidden(self, inputs_BT: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """What the head reads, (B,T) int64 -> (B,T,D). Makes no logits, so a loss can take them in chunks of rows."""
-        return self.trunk(self.embed(inputs_BT), cache)
+        return self.trunk(self.embed(inputs_BT, cache), cache)
 
     def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Head and soft cap, (..., D) -> (..., V) float32, within +-softcap.
@@ -298,3 +298,15 @@ class GPT(nn.Module):
     def forward(self, inputs_BT: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """Logits of the next token at every position, (B,T) int64 -> (B,T,V) float32."""
         return self.logits(self.hidden(inputs_BT, cache))
+
+
+def bigram_rows(inputs_BT: torch.Tensor, before_B: torch.Tensor | None, *, num_rows: int) -> torch.Tensor:
+    """Row of the bigram table for each token and the one before it, (B,T) int64 in [0, num_rows).
+
+    A multiplicative hash (Knuth, TAOCP 3, 6.4): pairs that share a row are as good as random.
+    before_B: the id before the first one; `NO_ID` stands there where None is given.
+    """
+    first_B1 = torch.full_like(inputs_BT[:, :1], NO_ID) if before_B is None else before_B[:, None]
+    previous_BT = torch.cat((first_B1, inputs_BT[:, :-1]), dim=1)
+    mixed_BT = (previous_BT * 0x9E3779B1) ^ (inputs_BT * 0x85EBCA77)
+    return ((mixed_BT & 0x7FFFFFFF) * 0x9E3779B1 >> 15).remainder(num_rows)

@@ -10,18 +10,19 @@ from typing import Literal
 
 import torch
 
-from firstlight.model.gpt import GPT, GPTConfig
+from firstlight.model.config import GPTConfig
+from firstlight.model.gpt import GPT
 
 
 @dataclass(frozen=True)
 class InitRow:
     """Start of all parameters whose name matches ``pattern`` (a regular expression for the whole name).
 
-    std: a number, or ``fan_in`` for 1 / sqrt(columns of the matrix). 0 for zeros.
+    std: a number, or ``fan_in`` for 1 / sqrt(columns of the matrix). The value itself for ``constant``.
     """
 
     pattern: str
-    kind: Literal["normal", "uniform", "zeros"]
+    kind: Literal["normal", "uniform", "constant"]
     std: float | Literal["fan_in"]
     why: str
     source: str
@@ -49,9 +50,44 @@ INIT_TABLE: tuple[InitRow, ...] = (
         "LeCun et al. 1998, Efficient BackProp; nanochat gpt.py, 2025",
     ),
     InitRow(
-        r"transformer\.h\.\d+\.(attn|mlp)\.c_proj\.weight", "zeros", 0.0,
+        r"transformer\.h\.\d+\.(attn|mlp)\.c_proj\.weight", "constant", 0.0,
         "every block starts as the identity, so depth does not change the signal at the start",
         "Zhang et al. 2019, Fixup (arXiv 1901.09321); modded-nanogpt, 2024",
+    ),
+    InitRow(
+        r"transformer\.value_embeds\.\d+\.weight", "uniform", "fan_in",
+        "as large as the values that c_v makes of a normed input at the start is not needed: a small share that can grow",
+        "nanochat gpt.py, 2026",
+    ),
+    InitRow(
+        r"transformer\.bigrams\.weight", "constant", 0.0,
+        "a pair that was never seen must say nothing",
+        "ours",
+    ),
+    InitRow(
+        r"(transformer\.h\.\d+\.attn\.value_gate|smear_gate)\.weight", "constant", 0.0,
+        "gates start in the middle of their range, the same for every token",
+        "ours",
+    ),
+    InitRow(
+        r"residual_scales", "constant", 1.0,
+        "the plain residual stream",
+        "ours",
+    ),
+    InitRow(
+        r"x0_scales", "constant", 0.1,
+        "a little of the embedding, so that the number gets a gradient of either sign",
+        "modded-nanogpt, 2024; nanochat gpt.py, 2026",
+    ),
+    InitRow(
+        r"smear_scale", "constant", 0.0,
+        "off at first",
+        "nanochat gpt.py, 2026",
+    ),
+    InitRow(
+        r"backout_scale", "constant", 0.2,
+        "a part of the middle state is always too much for the head",
+        "nanochat gpt.py, 2026",
     ),
 )  # fmt: skip
 """Which row starts which weight. Every parameter must match exactly one row."""
@@ -101,8 +137,9 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 
 def _draw(row: InitRow, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    if row.kind == "zeros":
-        return torch.zeros(shape)
+    if row.kind == "constant":
+        assert not isinstance(row.std, str)
+        return torch.full(shape, row.std)
     std = shape[-1] ** -0.5 if row.std == "fan_in" else row.std
     if row.kind == "normal":
         return torch.empty(shape, device="cpu").normal_(0.0, std, generator=generator)

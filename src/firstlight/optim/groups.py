@@ -1,6 +1,6 @@
 """Which parameter is updated by which rule, at which rate.
 
-Matrices inside the blocks go to Muon; the embedding, the head and everything with fewer than two dimensions to AdamW.
+Matrices inside the blocks go to Muon; embeddings, the head, gates and everything with fewer than two dimensions to AdamW.
 """
 
 from __future__ import annotations
@@ -12,7 +12,17 @@ import torch
 
 BLOCK_PREFIX = "transformer.h."
 EMBEDDING_NAME = "transformer.wte.weight"
+VALUE_EMBED_PREFIX = "transformer.value_embeds."
+BIGRAM_NAME = "transformer.bigrams.weight"
 HEAD_NAME = "lm_head.weight"
+RESIDUAL_NAME = "residual_scales"
+
+# Rates of the options of the preset `modern`, as parts of embedding_lr or scalar_lr (nanochat gpt.py, 2026, has the first,
+# third and fourth nearly so).
+VALUE_EMBED_LR_SCALE = 0.5
+BIGRAM_LR_SCALE = 0.5
+RESIDUAL_LR_SCALE = 0.01
+GATE_LR_SCALE = 0.4
 
 Named = tuple[tuple[str, torch.nn.Parameter], ...]
 
@@ -75,28 +85,42 @@ def make_groups(
     Raises ValueError for a parameter that has no rule or appears twice: silence would leave it untrained.
     """
     trainable = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    embedding, head, scalars, matrices = [], [], [], {}
+    width_factor = (n_embd / 768) ** -0.5
+    rates = {
+        "embedding": embedding_lr * width_factor,
+        "value embeddings": embedding_lr * width_factor * VALUE_EMBED_LR_SCALE,
+        "bigrams": embedding_lr * width_factor * BIGRAM_LR_SCALE,
+        "head": unembedding_lr * width_factor,
+        "residual scales": scalar_lr * RESIDUAL_LR_SCALE,
+        "gates": scalar_lr * GATE_LR_SCALE,
+        "scalars": scalar_lr,
+    }
+    by_rule: dict[str, list[tuple[str, torch.nn.Parameter]]] = {name: [] for name in rates}
+    matrices: dict[tuple[int, ...], list[tuple[str, torch.nn.Parameter]]] = {}
     for name, parameter in trainable:
         if name == EMBEDDING_NAME:
-            embedding.append((name, parameter))
+            by_rule["embedding"].append((name, parameter))
+        elif name.startswith(VALUE_EMBED_PREFIX):
+            by_rule["value embeddings"].append((name, parameter))
+        elif name == BIGRAM_NAME:
+            by_rule["bigrams"].append((name, parameter))
         elif name == HEAD_NAME:
-            head.append((name, parameter))
+            by_rule["head"].append((name, parameter))
+        elif name == RESIDUAL_NAME:
+            by_rule["residual scales"].append((name, parameter))
+        elif name.endswith("_gate.weight"):
+            by_rule["gates"].append((name, parameter))
         elif parameter.ndim < 2:
-            scalars.append((name, parameter))
+            by_rule["scalars"].append((name, parameter))
         elif parameter.ndim == 2 and name.startswith(BLOCK_PREFIX):
             matrices.setdefault(tuple(parameter.shape), []).append((name, parameter))
         else:
             raise ValueError(f"no optimizer rule for parameter {name} of shape {tuple(parameter.shape)}")
 
-    width_factor = (n_embd / 768) ** -0.5
     groups: list[Group] = []
-    for name, members, lr in (
-        ("embedding", embedding, embedding_lr * width_factor),
-        ("head", head, unembedding_lr * width_factor),
-        ("scalars", scalars, scalar_lr),
-    ):
+    for name, members in by_rule.items():
         if members:
-            groups.append(AdamWGroup(name, tuple(members), lr, betas, eps, weight_decay_scale_adamw))
+            groups.append(AdamWGroup(name, tuple(members), rates[name], betas, eps, weight_decay_scale_adamw))
     for shape, members in matrices.items():
         groups.append(
             MuonGroup(

@@ -10,7 +10,8 @@ import torch
 
 from firstlight.config import did_you_mean, from_dict
 from firstlight.errors import CheckpointError, ConfigError
-from firstlight.model.gpt import GPT, GPTConfig
+from firstlight.model.config import GPTConfig
+from firstlight.model.gpt import GPT
 from firstlight.recipes.record import RunRecord, find_run, read_run
 from firstlight.runtime import environment
 from firstlight.runtime.context import Runtime, choose_device

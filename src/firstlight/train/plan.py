@@ -11,7 +11,7 @@ from typing import Literal
 
 from firstlight.errors import Problems
 from firstlight.model import count
-from firstlight.model.gpt import GPTConfig
+from firstlight.model.config import GPTConfig
 
 HorizonKind = Literal["steps", "tokens", "flops", "minutes", "tokens_per_param"]
 
