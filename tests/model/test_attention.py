@@ -10,7 +10,20 @@ import pytest
 import torch
 
 from firstlight.model import attention
-from firstlight.model.attention import BLOCK_ROWS, MAX_BLOCKS, Kernel, attend, causal_mask, choose_kernel
+from firstlight.model.attention import (
+    BLOCK_ROWS,
+    LARGEST_UNSHIFTED_SCORE,
+    MAX_BLOCKS,
+    Kernel,
+    attend,
+    causal_mask,
+    choose_kernel,
+)
+
+KERNELS = pytest.mark.parametrize(
+    ("kernel", "bound"), [("sdpa", None), ("blocked", None), ("blocked", LARGEST_UNSHIFTED_SCORE)]
+)
+"""Each kernel, and the blocked one with and without a bound on the scores (of these heads none is near it)."""
 
 
 def heads(B: int, H: int, T: int, K: int, *, seed: int) -> torch.Tensor:
@@ -32,35 +45,39 @@ def plain(q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor) -> t
     return out
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "blocked"])
+@KERNELS
 @pytest.mark.parametrize(("H", "G"), [(2, 2), (4, 2), (3, 1)])
 @pytest.mark.parametrize(
     ("T", "num_past"), [(1, 0), (1, 9), (7, 0), (5, 6), (BLOCK_ROWS, 0), (BLOCK_ROWS + 1, 0), (2 * BLOCK_ROWS + 3, 4)]
 )
-def test_kernels_give_the_plain_result(kernel: Kernel, H: int, G: int, T: int, num_past: int) -> None:
+def test_kernels_give_the_plain_result(
+    kernel: Kernel, bound: float | None, H: int, G: int, T: int, num_past: int
+) -> None:
     q = heads(2, H, T, 8, seed=0)
     k, v = heads(2, G, num_past + T, 8, seed=1), heads(2, G, num_past + T, 8, seed=2)
-    assert (attend(q, k, v, num_past=num_past, kernel=kernel).double() - plain(q, k, v)).abs().max() < 1e-5
+    assert (
+        attend(q, k, v, num_past=num_past, score_bound=bound, kernel=kernel).double() - plain(q, k, v)
+    ).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "blocked"])
+@KERNELS
 @pytest.mark.parametrize(("H", "G"), [(2, 2), (4, 2)])
-def test_gradients_are_those_of_the_plain_result(kernel: Kernel, H: int, G: int) -> None:
+def test_gradients_are_those_of_the_plain_result(kernel: Kernel, bound: float | None, H: int, G: int) -> None:
     T = BLOCK_ROWS + 5
     q, k, v = heads(1, H, T, 8, seed=0), heads(1, G, T, 8, seed=1), heads(1, G, T, 8, seed=2)
     weight = heads(1, H, T, 8, seed=3)
     grads = []
-    for compute in (lambda a, b, c: attend(a, b, c, kernel=kernel), plain):
+    for compute in (lambda a, b, c: attend(a, b, c, score_bound=bound, kernel=kernel), plain):
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         grads.append(torch.autograd.grad((compute(*leaves) * weight).sum(), leaves))
     for ours, expected in zip(*grads, strict=True):
         assert (ours - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "blocked"])
-def test_bf16_is_near_the_plain_result(kernel: Kernel) -> None:
+@KERNELS
+def test_bf16_is_near_the_plain_result(kernel: Kernel, bound: float | None) -> None:
     q, k, v = (heads(2, 2, 300, 64, seed=i).bfloat16() for i in range(3))
-    out = attend(q, k, v, kernel=kernel)
+    out = attend(q, k, v, score_bound=bound, kernel=kernel)
     assert out.dtype == torch.bfloat16
     assert (out.double() - plain(q, k, v)).abs().max() < 0.02
 
@@ -68,8 +85,10 @@ def test_bf16_is_near_the_plain_result(kernel: Kernel) -> None:
 @pytest.mark.parametrize("kernel", ["sdpa", "blocked"])
 def test_large_scores_do_not_overflow(kernel: Kernel) -> None:
     q = heads(1, 1, 6, 4, seed=0) * 1e4
-    out = attend(q, q, heads(1, 1, 6, 4, seed=1), kernel=kernel)
-    assert out.isfinite().all()
+    # A bound that is true but large changes nothing; exponentials of such scores would be infinite.
+    for bound in (None, 1e10):
+        out = attend(q, q, heads(1, 1, 6, 4, seed=1), score_bound=bound, kernel=kernel)
+        assert out.isfinite().all()
 
 
 def test_mask_lets_the_last_query_see_the_last_key() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from firstlight.optim import muon
 
@@ -47,6 +48,56 @@ def best_quintics(lower, num, cushion=0.02407327424182761):
 def test_coefficients_solve_the_papers_minimax_problem():
     for ours, solved in zip(muon.POLAR_EXPRESS, best_quintics(1e-3, 5), strict=True):
         assert ours == pytest.approx(solved, rel=1e-9)
+
+
+def test_three_polynomials_solve_it_for_a_hundredth_and_have_their_band():
+    solved = best_quintics(1e-2, 3)
+    for ours, expected in zip(muon.POLAR_EXPRESS_3, solved, strict=True):
+        assert ours == pytest.approx(expected, rel=1e-9)
+    values = np.geomspace(1e-2, 1.0, 10001)
+    for a, b, c in solved:
+        values = a * values + b * values**3 + c * values**5
+    assert values.min() == pytest.approx(0.726, abs=1e-3)
+    assert values.max() == pytest.approx(1.274, abs=1e-3)
+
+
+@pytest.mark.parametrize("coefficients", [muon.POLAR_EXPRESS, muon.POLAR_EXPRESS_3])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 16), (16, 64), (64, 16), (5, 33)])
+def test_matrices_get_the_polynomials_of_their_singular_values(rows, columns, coefficients):
+    values = np.geomspace(2e-3, 1.0, min(rows, columns))
+    G, _ = with_singular_values(values, rows, columns)
+    ortho = muon.orthogonalize(G[None], dtype=torch.float64, coefficients=coefficients, safety=False)[0]
+    expected = values / np.linalg.norm(values)
+    for a, b, c in coefficients:
+        expected = a * expected + b * expected**3 + c * expected**5
+    found = torch.linalg.svdvals(ortho)
+    assert found.numpy() == pytest.approx(np.sort(expected)[::-1], rel=1e-9)
+    G_, _ = with_singular_values(expected, rows, columns)
+    assert torch.allclose(ortho, G_, atol=1e-9), "the singular vectors stay"
+
+
+@pytest.mark.parametrize("coefficients", [muon.POLAR_EXPRESS, muon.POLAR_EXPRESS_3])
+def test_gram_matrix_loses_little_in_bfloat16(coefficients):
+    # Singular values down to 1e-3 of the largest: the Gram matrix has them squared, below bfloat16's steps.
+    G, _ = with_singular_values(np.geomspace(1e-3, 1.0, 64), 64, 256)
+    G = G[None] / torch.linalg.matrix_norm(G)
+    exact = muon._iterate(G, muon.safe_coefficients(coefficients))
+
+    ours = muon.orthogonalize(G, coefficients=coefficients)
+    assert ours.dtype == torch.bfloat16
+    # Of all five polynomials in one cycle it would be above 1.
+    assert (ours.double() - exact).norm() < 0.1 * exact.norm()
+    assert torch.linalg.matrix_norm(ours.double(), ord=2) < 1.4
+
+
+@pytest.mark.parametrize(("m", "n"), [(8, 8), (8, 32), (12, 17)])
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_products_are_counted_as_torch_counts_them(m, n, num):
+    X = torch.randn(1, m, n, dtype=torch.float64)
+    for iterate, count in ((muon._iterate, muon.direct_products), (muon._iterate_gram, muon.gram_products)):
+        with FlopCounterMode(display=False) as counter:
+            iterate(X, muon.POLAR_EXPRESS_3[:num])
+        assert counter.get_total_flops() == 2 * count(m, n, num)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(16, 16), (16, 64), (64, 16), (5, 33)])
@@ -141,8 +192,8 @@ def test_equals_torch_optim_muon_over_10_steps(shape):
             safety=False,
         )
         muon.apply_updates_([ours], [update[0]], lr=0.02, weight_decay=0.1, cautious=False)
-    # Both round the products to bfloat16, in different orders: 1 % of the way that the weights went.
-    assert (ours - theirs).norm() < 0.01 * (ours - start).norm()
+    # Both round the products to bfloat16, in different orders: 2 % of the way that the weights went.
+    assert (ours - theirs).norm() < 0.02 * (ours - start).norm()
 
 
 def test_worked_example_of_the_documentation():

@@ -19,6 +19,9 @@ BLOCK_ROWS = 128
 MAX_BLOCKS = 8
 """Blocks are unrolled in compiled code, so more of them would cost compile time."""
 
+LARGEST_UNSHIFTED_SCORE = 40.0
+"""exp(40) times any number of keys is far inside the range of float32 and bfloat16, and so is exp(-40)."""
+
 
 def attend(
     q_BHTK: torch.Tensor,
@@ -26,6 +29,7 @@ def attend(
     v_BGSK: torch.Tensor,
     *,
     num_past: int = 0,
+    score_bound: float | None = None,
     kernel: Kernel | None = None,
 ) -> torch.Tensor:
     """Each query's softmax-weighted mean of the values at its own and earlier positions, (B,H,T,K).
@@ -33,13 +37,16 @@ def attend(
     Scores are ``q . k / sqrt(K)`` (Vaswani et al. 2017, arXiv 1706.03762); query t sees the keys up to num_past + t.
 
     num_past: keys before the first query (0 in training, the cache's length while decoding): S = num_past + T.
+    score_bound: a number that no score exceeds in size, where the caller knows one (normed queries and keys have one):
+        then no row's largest score has to be found before exponentials are taken.
     kernel: one kernel, for tests and measurements; None takes the one of `choose_kernel`.
     """
     assert k_BGSK.shape[2] == num_past + q_BHTK.shape[2], "keys must be the past ones and the queries' own"
     if kernel is None:
         kernel = _kernel_for(q_BHTK.device.type, q_BHTK.dtype, q_BHTK.shape[2])
     if kernel == "blocked":
-        return _attend_blocked(q_BHTK, k_BGSK, v_BGSK, num_past=num_past)
+        is_bounded = score_bound is not None and score_bound <= LARGEST_UNSHIFTED_SCORE
+        return _attend_blocked(q_BHTK, k_BGSK, v_BGSK, num_past=num_past, is_bounded=is_bounded)
     return _attend_sdpa(q_BHTK, k_BGSK, v_BGSK, num_past=num_past)
 
 
@@ -97,10 +104,15 @@ def _attend_sdpa(q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tenso
     return functional.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS, enable_gqa=is_grouped)
 
 
-def _attend_blocked(q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int) -> torch.Tensor:
+def _attend_blocked(
+    q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int, is_bounded: bool
+) -> torch.Tensor:
     """Matmul, softmax, matmul for one block of queries after another, each against the keys that it can see.
 
     Of the T*T scores, 0.75 are computed for T = 256 and 0.63 for T = 512 (`blocked_scores`); 0.5 are needed.
+
+    is_bounded: scores are small enough for plain exponentials. Each query's mean is then divided by the sum of its
+    weights after the second matmul, which leaves one pass over the scores where a softmax has three.
     """
     B, H, T, K = q_BHTK.shape
     G = k_BGSK.shape[1]
@@ -112,8 +124,15 @@ def _attend_blocked(q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Te
         N, M = last - first, num_past + last
         # The R heads that share keys are stacked as more rows of one product, so keys are never repeated.
         q_BGNK = q_BGRTK[:, :, :, first:last].reshape(B, G, R * N, K)
-        scores_BGNM = q_BGNK @ k_BGSK[:, :, :M].transpose(-1, -2)
+        scores_BGNM = (q_BGNK @ k_BGSK[:, :, :M].transpose(-1, -2)).float()
         mask_NM = causal_mask(N, M, q_BHTK.device).repeat(R, 1)
-        weights_BGNM = torch.where(mask_NM, scores_BGNM.float(), float("-inf")).softmax(dim=-1).to(v_BGSK.dtype)
-        blocks.append((weights_BGNM @ v_BGSK[:, :, :M]).view(B, G, R, N, K))
+        if is_bounded:
+            weights_BGNM = torch.where(mask_NM, scores_BGNM.exp(), 0.0).to(v_BGSK.dtype)
+            # The sum is of the rounded weights, so that they add up to 1.
+            sums_BGN1 = weights_BGNM.float().sum(dim=-1, keepdim=True)
+            y_BGNK = ((weights_BGNM @ v_BGSK[:, :, :M]).float() / sums_BGN1).to(v_BGSK.dtype)
+        else:
+            weights_BGNM = torch.where(mask_NM, scores_BGNM, float("-inf")).softmax(dim=-1).to(v_BGSK.dtype)
+            y_BGNK = weights_BGNM @ v_BGSK[:, :, :M]
+        blocks.append(y_BGNK.view(B, G, R, N, K))
     return torch.cat(blocks, dim=3).reshape(B, H, T, K)

@@ -119,9 +119,9 @@ def activation_bytes(
     compute_numbers = 2 * D + (D + 2 * kv_width) + D + 8 * D
     block = 4 * float32_numbers + compute_bytes * compute_numbers
     if attention_kernel == "blocked":
-        # Weights of the keys that a block sees, in float32 and (where that is another) in the compute dtype; scaled queries.
-        weight_bytes = 4 + (compute_bytes if compute_bytes != 4 else 0)
-        block += H * blocked_scores(T) // T * weight_bytes + compute_bytes * D
+        # Exponentials of the scores that a block sees, in float32, and masked in the compute dtype; scaled queries; sums of
+        # values in float32.
+        block += H * blocked_scores(T) // T * (4 + compute_bytes) + compute_bytes * D + 4 * D
     # Rows of the embedding and the last hidden states before their norms, and what the trunk returns.
     ends = 4 * 2 * D + compute_bytes * D
     if checkpoint_activations:

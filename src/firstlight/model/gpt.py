@@ -116,7 +116,9 @@ class Attention(nn.Module):
         if cache is not None:
             num_past = cache.length
             k_BGTK, v_BGTK = cache.append(layer, k_BGTK, v_BGTK)
-        y_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, num_past=num_past, kernel=kernel)
+        # Normed heads have length sqrt(K), so no product exceeds K; rounding may add a little.
+        score_bound = 1.02 * self.qk_gain**2 * self.head_dim**0.5
+        y_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, num_past=num_past, score_bound=score_bound, kernel=kernel)
         return self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, D))
 
 

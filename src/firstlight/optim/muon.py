@@ -3,7 +3,7 @@
 Shapes: K matrices of one shape in a stack, M rows (outputs), N columns (inputs).
 
 Sources: Muon, https://kellerjordan.github.io/posts/muon/ . Polar Express, arXiv 2505.16932. NorMuon, arXiv 2510.05491.
-Cautious weight decay, arXiv 2510.12402.
+Cautious weight decay, arXiv 2510.12402. Iterating on the Gram matrix: Gram Newton-Schulz, Zhang, Amsel, Chen & Dao, 2026.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ POLAR_EXPRESS: Coefficients = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
+# The same for singular values in [1e-2, 1] and three polynomials: the band is [0.726, 1.274], at 0.6 (square) to 0.38 (4:1) of
+# the work. lab/LOG.md has what that costs in quality.
+POLAR_EXPRESS_3: Coefficients = (
+    (7.989363214222506, -22.747832123744786, 16.678598023544318),
+    (3.643418147795088, -2.726865274698734, 0.5371078953570542),
+    (2.6712664799600776, -1.9853154429743887, 0.4535225171407155),
+)
 # Muon's first polynomial, the same at every iteration (torch.optim.Muon's default).
 CLASSIC_QUINTIC: Coefficients = ((3.4445, -4.7750, 2.0315),) * 5
 
@@ -31,6 +38,10 @@ CLASSIC_QUINTIC: Coefficients = ((3.4445, -4.7750, 2.0315),) * 5
 # shrinks the argument of all but the last one by this factor.
 SAFETY_FACTOR = 1.01
 TINY = 1e-7
+# In bfloat16 the Gram matrix is good for this many polynomials: rounding in it grows with the square of each polynomial's
+# factor, and after more of them the smallest singular values are lost in it (a fourth one doubles the error, a fifth one
+# makes singular values above 10). Then the Gram matrix is taken anew.
+GRAM_CYCLE = 3
 
 
 def safe_coefficients(coefficients: Coefficients) -> Coefficients:
@@ -63,11 +74,54 @@ def orthogonalize(
     if tall:
         # The Gram matrix below is then the smaller of the two. A copy: strided bfloat16 products are slow on CPUs.
         X = X.mT.contiguous()
-    for a, b, c in coefficients:
-        A = torch.bmm(X, X.mT)
-        B = torch.baddbmm(A, A, A, beta=b, alpha=c)
-        X = torch.baddbmm(X, B, X, beta=a)
+    while coefficients:
+        cycle, coefficients = coefficients[:GRAM_CYCLE], coefficients[GRAM_CYCLE:]
+        if gram_products(X.size(-2), X.size(-1), len(cycle)) < direct_products(X.size(-2), X.size(-1), len(cycle)):
+            X = _iterate_gram(X, cycle)
+        else:
+            X = _iterate(X, cycle)
     return X.mT if tall else X
+
+
+def direct_products(m: int, n: int, num_polynomials: int) -> int:
+    """Multiply-adds of `_iterate` on an (m, n) matrix, m <= n: X X^T, A A and B X for each polynomial."""
+    return num_polynomials * (2 * m * m * n + m**3)
+
+
+def gram_products(m: int, n: int, num_polynomials: int) -> int:
+    """Multiply-adds of `_iterate_gram`: two with X in all, and for each polynomial G G, P G P and P Q (first and last less).
+
+    >>> gram_products(256, 1024, 3) / direct_products(256, 1024, 3), gram_products(256, 256, 3) / direct_products(256, 256, 3)
+    (0.6296296296296297, 1.2222222222222223)
+    """
+    return 2 * m * m * n + (4 * num_polynomials - 3) * m**3
+
+
+def _iterate(X_KMN: torch.Tensor, coefficients: Coefficients) -> torch.Tensor:
+    """X <- (a + b A + c A^2) X with A = X X^T, for each polynomial in turn."""
+    for a, b, c in coefficients:
+        A_KMM = torch.bmm(X_KMN, X_KMN.mT)
+        B_KMM = torch.baddbmm(A_KMM, A_KMM, A_KMM, beta=b, alpha=c)
+        X_KMN = torch.baddbmm(X_KMN, B_KMM, X_KMN, beta=a)
+    return X_KMN
+
+
+def _iterate_gram(X_KMN: torch.Tensor, coefficients: Coefficients) -> torch.Tensor:
+    """The same as `_iterate` up to rounding, without touching X in between.
+
+    Each factor P = a + b G + c G^2 is a polynomial of G = X X^T and commutes with it, so (P X)(P X)^T = P G P, and only
+    the product Q of all factors is multiplied with X, once.
+    """
+    G_KMM = torch.bmm(X_KMN, X_KMN.mT)
+    Q_KMM = None
+    for i, (a, b, c) in enumerate(coefficients):
+        P_KMM = torch.baddbmm(G_KMM, G_KMM, G_KMM, beta=b, alpha=c)
+        P_KMM.diagonal(dim1=-2, dim2=-1).add_(a)
+        Q_KMM = P_KMM if Q_KMM is None else torch.bmm(P_KMM, Q_KMM)
+        if i < len(coefficients) - 1:
+            G_KMM = torch.bmm(torch.bmm(P_KMM, G_KMM), P_KMM)
+    assert Q_KMM is not None
+    return torch.bmm(Q_KMM, X_KMN)
 
 
 def equalize_neurons_(updates_KMN: torch.Tensor, second_moment: torch.Tensor, *, beta2: float) -> None:
