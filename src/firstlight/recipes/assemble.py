@@ -10,6 +10,7 @@ import torch
 
 from firstlight.errors import ConfigError
 from firstlight.model.attention import choose_kernel
+from firstlight.model.fp8 import use_fp8
 from firstlight.model.gpt import GPT
 from firstlight.model.init import build_gpt
 from firstlight.optim.groups import make_groups
@@ -38,11 +39,19 @@ class Parts:
     notes: list[str]
 
 
-def assemble(plan: Plan, runtime: Runtime, *, compiled: bool, seed: int, checkpoint_activations: bool) -> Parts:
-    """Build model and optimizer; wrap the trunk in torch.compile (which compiles on first use)."""
+def assemble(
+    plan: Plan, runtime: Runtime, *, compiled: bool, seed: int, checkpoint_activations: bool, fp8: bool = False
+) -> Parts:
+    """Build model and optimizer; wrap the trunk in torch.compile (which compiles on first use).
+
+    fp8: the blocks' matrices multiply in 8 bits in training mode. `check_fp8` says whether the device can.
+    """
     model = build_gpt(plan.model, device=runtime.device, compute_dtype=runtime.compute_dtype, seed=seed)
     model.checkpoint_activations = checkpoint_activations
     _, why = choose_kernel(device_type=runtime.device.type, compute_dtype=runtime.compute_dtype, seq_len=plan.seq_len)
+    notes = [why]
+    if fp8:
+        notes.append(use_fp8(model).note())
     groups = make_groups(
         model.named_parameters(),
         embedding_lr=plan.embedding_lr,
@@ -51,7 +60,7 @@ def assemble(plan: Plan, runtime: Runtime, *, compiled: bool, seed: int, checkpo
     )
     scaler = LossScaler() if runtime.compute_dtype == torch.float16 else None
     hidden = compiled_hidden(model) if compiled else model.hidden
-    return Parts(model, MuonAdamW(groups, runtime), hidden, compiled, scaler, [why])
+    return Parts(model, MuonAdamW(groups, runtime), hidden, compiled, scaler, notes)
 
 
 def compiled_hidden(model: GPT) -> Callable[[torch.Tensor], torch.Tensor]:
