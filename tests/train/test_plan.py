@@ -5,16 +5,8 @@ from __future__ import annotations
 import pytest
 
 from firstlight.errors import ConfigError
-from firstlight.train.plan import (
-    Horizon,
-    batch_tokens_for,
-    interval,
-    largest_dividing,
-    make_plan,
-    nearest_multiples,
-    seq_len_for,
-    vocab_size_for,
-)
+from firstlight.train.dial import batch_tokens_for, seq_len_for, vocab_size_for
+from firstlight.train.plan import Horizon, interval, largest_dividing, make_plan, nearest_multiples
 
 
 def test_seed_command_for_eight_gpus_gives_the_seeds_numbers():

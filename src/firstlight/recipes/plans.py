@@ -7,7 +7,8 @@ from firstlight.model.attention import choose_kernel
 from firstlight.recipes.settings import HORIZONS, BaseSettings, flag
 from firstlight.runtime import environment, precision
 from firstlight.runtime.context import Runtime
-from firstlight.train.plan import Horizon, Plan, make_plan, seq_len_for
+from firstlight.train.dial import seq_len_for
+from firstlight.train.plan import Horizon, Plan, make_plan
 
 # Share of the measured matmul rate that a whole training step reaches; only estimates printed before the run rest on it.
 EXPECTED_MFU = 0.4
@@ -47,6 +48,7 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
     return make_plan(
         settings.depth,
         horizon=horizon_of(settings),
+        preset=settings.preset,
         vocab_size=settings.vocab_size,
         seq_len=settings.max_seq_len,
         head_dim=settings.head_dim,

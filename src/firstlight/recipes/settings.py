@@ -30,8 +30,8 @@ class BaseSettings:
 
     depth: int = 4
     """The dial: layers; width, heads, vocabulary, batch and rates follow from it."""
-    preset: Literal["classic"] = "classic"
-    """Architecture."""
+    preset: Literal["classic", "modern"] = "modern"
+    """Architecture: modern, or classic (the plain GPT that the nanochat type of transformers reads)."""
     vocab_size: int | None = None
     """Ids of the tokenizer, special tokens included. [from depth]"""
     max_seq_len: int | None = None

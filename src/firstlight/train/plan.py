@@ -1,6 +1,6 @@
 """The dial: depth and a horizon become every number of a run, each with its reason. Pure arithmetic, no device, no files.
 
-The scaling rules hold from about 1 M to 1 B parameters. Where a rule is ours it says so, and `lab/LOG.md` has what it rests on.
+The rules themselves are in `firstlight.train.dial`.
 """
 
 from __future__ import annotations
@@ -11,26 +11,20 @@ from typing import Literal
 
 from firstlight.errors import Problems
 from firstlight.model import count
-from firstlight.model.config import GPTConfig
+from firstlight.model.config import MODERN, GPTConfig, Preset
+from firstlight.train.dial import (
+    EMBEDDING_LR,
+    MATRIX_LR,
+    REFERENCE_BATCH_TOKENS,
+    REFERENCE_WIDTH,
+    TOKENS_PER_PARAM,
+    UNEMBEDDING_LR,
+    batch_tokens_for,
+    seq_len_for,
+    vocab_size_for,
+)
 
 HorizonKind = Literal["steps", "tokens", "flops", "minutes", "tokens_per_param"]
-
-# Hoffmann et al. 2022 (arXiv 2203.15556) found about 20 tokens a parameter; with Muon, and counting the matrices and the head
-# only, nanochat's scaling runs put it near 10.5 to 12 (its dev/LOG.md, 2026-01-27 and 2026-03-24).
-TOKENS_PER_PARAM = 12.0
-
-# The seed's rates, tuned at width 768 and a batch of 2**19 tokens.
-REFERENCE_WIDTH = 768
-EMBEDDING_LR = 0.2
-UNEMBEDDING_LR = 0.004
-MATRIX_LR = 0.02
-
-# A depth-4 run of a few minutes ends lower with 4,096 tokens a step than with 2,048 (lab/LOG.md, 2026-11-25), and 16,384 were
-# far too many for it; so this is the smallest batch as well.
-REFERENCE_BATCH_TOKENS = 4096
-REFERENCE_HORIZON_TOKENS = 6.5e6
-BATCH_EXPONENT = 0.7
-
 
 @dataclass(frozen=True)
 class PlanLine:
@@ -88,43 +82,6 @@ class Plan:
     lines: tuple[PlanLine, ...]
 
 
-def vocab_size_for(depth: int) -> int:
-    """Largest power of two up to 256 * depth^2, within 1,024 and 32,768.
-
-    With width 64 * depth the head then costs at most a quarter of the matmul FLOPs: V / (768 * depth^2 + V) <= 1/4.
-
-    >>> [vocab_size_for(d) for d in (1, 2, 4, 6, 8, 12, 20)]
-    [1024, 1024, 4096, 8192, 16384, 32768, 32768]
-    """
-    largest = 2 ** int(math.log2(256 * depth * depth))
-    return min(32768, max(1024, largest))
-
-
-def seq_len_for(depth: int) -> int:
-    """Row length T. Attention costs T / (12 * width) of a block's matmuls (causal), so short rows go with narrow models.
-
-    >>> [seq_len_for(d) for d in (2, 4, 6, 8, 12, 20)]
-    [256, 256, 512, 1024, 2048, 2048]
-    """
-    for limit, seq_len in ((4, 256), (7, 512), (11, 1024)):
-        if depth <= limit:
-            return seq_len
-    return 2048
-
-
-def batch_tokens_for(horizon_tokens: float) -> int:
-    """Tokens a step: a power of two near 4096 * (D / 6.5 M)^0.7 for a run of D tokens, at least 4096.
-
-    The exponent joins our small-scale optimum to the batch of 2^19 that is usual at several billion tokens; theory and fits
-    give 0.3 to 0.8 ("Power Lines", arXiv 2505.13738, has 0.38 at larger scale), so treat it as a default, not as a law.
-
-    >>> [batch_tokens_for(d) for d in (2e6, 6.5e6, 50e6, 1.3e9, 5e9)]
-    [4096, 4096, 16384, 131072, 524288]
-    """
-    ideal = REFERENCE_BATCH_TOKENS * (horizon_tokens / REFERENCE_HORIZON_TOKENS) ** BATCH_EXPONENT
-    return max(REFERENCE_BATCH_TOKENS, 2 ** round(math.log2(ideal)))
-
-
 def horizon_tokens(
     horizon: Horizon, *, scaling_params: int, flops_per_token: float, tokens_per_s: float, batch_tokens: int | None
 ) -> float:
@@ -174,6 +131,7 @@ def make_plan(
     depth: int,
     *,
     horizon: Horizon | None = None,
+    preset: Preset = "modern",
     vocab_size: int | None = None,
     seq_len: int | None = None,
     head_dim: int = 128,
@@ -249,7 +207,11 @@ def make_plan(
         f"{rows_len:,}",
         "given" if seq_len else "attention stays a small part of a block's work at this width",
     )
-    model = GPTConfig.from_depth(depth, vocab_size=vocab, max_seq_len=rows_len, head_dim=head_dim, n_kv_head=n_kv_head)
+    model = GPTConfig.from_depth(
+        depth, vocab_size=vocab, max_seq_len=rows_len, head_dim=head_dim, n_kv_head=n_kv_head, preset=preset
+    )
+    options = ", ".join(f"{name} {value}" for name, value in MODERN.items())
+    line("preset", preset, f"{options}: lab/LOG.md" if preset == "modern" else "the plain architecture")
     line("n_layer", f"{model.n_layer}", "n_layer = depth")
     line(
         "n_embd",
