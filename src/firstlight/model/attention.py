@@ -1,7 +1,9 @@
-"""Causal attention: one function, two kernels behind it that give the same result.
+"""Causal attention: one function, three kernels behind it that give the same result.
 
 Shapes: B rows, T query tokens, S key tokens (those before, and the T themselves), H query heads, G key/value heads,
 K head size, R = H/G query heads that share a key/value head, N query tokens of one block, M key tokens it sees.
+
+With a window of W tokens a query sees its own key and the W - 1 before it (Beltagy et al. 2020, arXiv 2004.05150).
 """
 
 from __future__ import annotations
@@ -10,8 +12,12 @@ from typing import Literal
 
 import torch
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-Kernel = Literal["sdpa", "blocked"]
+Kernel = Literal["sdpa", "blocked", "flex"]
+
+FLEX_BLOCK = 128
+"""Queries and keys in a block of the ``flex`` kernel: torch's own choice, for which its tiles are tuned."""
 
 BLOCK_ROWS = 128
 """Query tokens in a block of the ``blocked`` kernel. Measured with 64, 128 and 256: docs/model.md."""
@@ -29,6 +35,7 @@ def attend(
     v_BGSK: torch.Tensor,
     *,
     num_past: int = 0,
+    window: int | None = None,
     score_bound: float | None = None,
     kernel: Kernel | None = None,
 ) -> torch.Tensor:
@@ -37,27 +44,54 @@ def attend(
     Scores are ``q . k / sqrt(K)`` (Vaswani et al. 2017, arXiv 1706.03762); query t sees the keys up to num_past + t.
 
     num_past: keys before the first query (0 in training, the cache's length while decoding): S = num_past + T.
+    window: keys that a query sees, its own included; None is all of them.
     score_bound: a number that no score exceeds in size, where the caller knows one (normed queries and keys have one):
         then no row's largest score has to be found before exponentials are taken.
     kernel: one kernel, for tests and measurements; None takes the one of `choose_kernel`.
     """
     assert k_BGSK.shape[2] == num_past + q_BHTK.shape[2], "keys must be the past ones and the queries' own"
+    if window is not None:
+        assert window >= 1, "a query sees at least its own key"
+        # Past keys that no query sees are left out; for a single query that is all that a window does.
+        unseen = max(0, num_past + 1 - window)
+        k_BGSK, v_BGSK, num_past = k_BGSK[:, :, unseen:], v_BGSK[:, :, unseen:], num_past - unseen
+        window = window if window < k_BGSK.shape[2] else None
     if kernel is None:
-        kernel = _kernel_for(q_BHTK.device.type, q_BHTK.dtype, q_BHTK.shape[2])
+        is_compiled = torch.compiler.is_compiling()
+        kernel = _kernel_for(q_BHTK.device.type, q_BHTK.dtype, q_BHTK.shape[2], window, is_compiled)
     if kernel == "blocked":
         is_bounded = score_bound is not None and score_bound <= LARGEST_UNSHIFTED_SCORE
-        return _attend_blocked(q_BHTK, k_BGSK, v_BGSK, num_past=num_past, is_bounded=is_bounded)
-    return _attend_sdpa(q_BHTK, k_BGSK, v_BGSK, num_past=num_past)
+        return _attend_blocked(q_BHTK, k_BGSK, v_BGSK, num_past=num_past, window=window, is_bounded=is_bounded)
+    if kernel == "flex":
+        return _attend_flex(q_BHTK, k_BGSK, v_BGSK, num_past=num_past, window=window)
+    return _attend_sdpa(q_BHTK, k_BGSK, v_BGSK, num_past=num_past, window=window)
 
 
-def choose_kernel(*, device_type: str, compute_dtype: torch.dtype, seq_len: int) -> tuple[Kernel, str]:
+def choose_kernel(
+    *,
+    device_type: str,
+    compute_dtype: torch.dtype,
+    seq_len: int,
+    window: int | None = None,
+    is_compiled: bool = True,
+) -> tuple[Kernel, str]:
     """The kernel that `attend` takes for rows of ``seq_len`` tokens, and the reason in one sentence, for the log.
+
+    is_compiled: whether `attend` is called in compiled code.
 
     The rule is a measurement (docs/model.md), not a theory: on a CPU, torch's flash kernel runs its small products
     below the rate of a plain batched matmul, and a short row's scores are small enough to be written out.
     """
-    kernel = _kernel_for(device_type, compute_dtype, seq_len)
-    if device_type != "cpu":
+    if window is not None and window >= seq_len:
+        window = None
+    kernel = _kernel_for(device_type, compute_dtype, seq_len, window, is_compiled)
+    if kernel == "flex":
+        reason = f"compiled on {device_type} it skips the blocks of keys outside the window of {window}"
+    elif window is not None and kernel == "blocked":
+        reason = f"blocks of {BLOCK_ROWS} queries multiply only the keys in their windows of {window}"
+    elif window is not None:
+        reason = f"the window of {window} is a mask here, which hides keys and saves no work"
+    elif device_type != "cpu":
         reason = f"torch has fused kernels on {device_type}"
     elif compute_dtype != torch.bfloat16:
         reason = "in float32 on a CPU the blocked kernel was not faster at every head size"
@@ -70,42 +104,114 @@ def choose_kernel(*, device_type: str, compute_dtype: torch.dtype, seq_len: int)
     return kernel, f"attention {kernel}: {reason}"
 
 
-def _kernel_for(device_type: str, dtype: torch.dtype, num_queries: int) -> Kernel:
-    is_short_row = 1 < num_queries <= MAX_BLOCKS * BLOCK_ROWS
-    return "blocked" if device_type == "cpu" and dtype == torch.bfloat16 and is_short_row else "sdpa"
+def _kernel_for(
+    device_type: str, dtype: torch.dtype, num_queries: int, window: int | None, is_compiled: bool
+) -> Kernel:
+    """window: None where it hides nothing."""
+    if num_queries == 1:
+        return "sdpa"
+    if device_type == "cpu":
+        is_short_row = num_queries <= MAX_BLOCKS * BLOCK_ROWS
+        return "blocked" if is_short_row and (window is not None or dtype == torch.bfloat16) else "sdpa"
+    # Not compiled, flex writes out all scores.
+    return "flex" if device_type == "cuda" and window is not None and is_compiled else "sdpa"
 
 
-def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:
+def causal_mask(num_queries: int, num_keys: int, device: torch.device, *, window: int | None = None) -> torch.Tensor:
     """Booleans (num_queries, num_keys), True where a query sees a key; the last query sees the last key.
 
     >>> causal_mask(2, 3, torch.device("cpu")).int().tolist()
     [[1, 1, 0], [1, 1, 1]]
+    >>> causal_mask(2, 3, torch.device("cpu"), window=2).int().tolist()
+    [[1, 1, 0], [0, 1, 1]]
     """
-    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+    own = num_keys - num_queries
+    mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(own)
+    return mask if window is None else mask.triu(own - window + 1)
 
 
-def blocked_scores(seq_len: int) -> int:
-    """Scores that the blocked kernel computes for one head of one row: those of each block with the keys up to its end.
+def blocked_scores(seq_len: int, window: int | None = None) -> int:
+    """Scores that the blocked kernel computes for one head of one row: those of each block with the keys from its first
+    query's first to its last query's own.
 
-    >>> blocked_scores(256) / 256**2
-    0.75
+    >>> blocked_scores(256) / 256**2, blocked_scores(512, window=128) / 512**2
+    (0.75, 0.43701171875)
     """
-    ends = [min(seq_len, first + BLOCK_ROWS) for first in range(0, seq_len, BLOCK_ROWS)]
-    return sum((end - first) * end for first, end in zip(range(0, seq_len, BLOCK_ROWS), ends, strict=True))
+    blocks = _blocks(seq_len, num_past=0, window=window)
+    return sum((last - first) * (last - first_key) for first, last, first_key in blocks)
 
 
-def _attend_sdpa(q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int) -> torch.Tensor:
+def _blocks(num_queries: int, *, num_past: int, window: int | None) -> list[tuple[int, int, int]]:
+    """For each block of queries: its first one, the one after its last, and the first key that any of them sees."""
+    blocks = []
+    for first in range(0, num_queries, BLOCK_ROWS):
+        first_key = 0 if window is None else max(0, num_past + first + 1 - window)
+        blocks.append((first, min(num_queries, first + BLOCK_ROWS), first_key))
+    return blocks
+
+
+def _attend_sdpa(
+    q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int, window: int | None
+) -> torch.Tensor:
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
     is_grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
-    if num_past == 0:
+    if num_past == 0 and window is None:
         return functional.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, is_causal=True, enable_gqa=is_grouped)
     # torch's is_causal lines up the first query with the first key, which is wrong behind a cache.
-    mask_TS = None if T == 1 else causal_mask(T, S, q_BHTK.device)
+    mask_TS = None if T == 1 else causal_mask(T, S, q_BHTK.device, window=window)
     return functional.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS, enable_gqa=is_grouped)
 
 
+def _attend_flex(
+    q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int, window: int | None
+) -> torch.Tensor:
+    """FlexAttention (Dong et al. 2024, arXiv 2412.05496) over the blocks of keys that some query of a block sees.
+
+    In compiled code this is one fused kernel, forward and backward; elsewhere torch writes out all scores.
+    """
+    T, S = q_BHTK.shape[2], k_BGSK.shape[2]
+    mask = window_block_mask(T, S, window=window, device=q_BHTK.device)
+    is_grouped = q_BHTK.shape[1] != k_BGSK.shape[1]
+    y_BHTK = flex_attention(q_BHTK, k_BGSK, v_BGSK, block_mask=mask, enable_gqa=is_grouped)
+    assert isinstance(y_BHTK, torch.Tensor)
+    return y_BHTK
+
+
+def window_block_mask(num_queries: int, num_keys: int, *, window: int | None, device: torch.device) -> BlockMask:
+    """Which blocks of keys each block of queries reads, and which of those are seen whole (they need no mask).
+
+    Computed from the blocks' ends instead of from a (T,S) mask, so that it costs next to nothing where it is made anew in
+    every layer; what `torch.nn.attention.flex_attention.create_block_mask` gives. The last query sees the last key.
+    """
+    num_past, size = num_keys - num_queries, FLEX_BLOCK
+    width = num_keys if window is None else window
+
+    def sees(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (k <= q + num_past) & (k > q + num_past - width)
+
+    first_q = torch.arange(0, num_queries, size, device=device)
+    last_q = (first_q + size - 1).clamp_max(num_queries - 1)
+    first_k = torch.arange(0, num_keys, size, device=device)
+    last_k = first_k + size - 1
+    some = (first_k <= (last_q + num_past)[:, None]) & (last_k > (first_q + num_past - width)[:, None])
+    # A block that reaches past the last key or query is never whole: the mask also keeps what is not there out.
+    whole = (last_k <= (first_q + num_past)[:, None]) & (first_k > (last_q + num_past - width)[:, None])
+    whole = whole & (last_k < num_keys) & (first_q + size <= num_queries)[:, None]
+    parts = []
+    for blocks in (some & ~whole, whole):
+        order = torch.argsort(blocks.int(), dim=1, descending=True, stable=True)
+        parts += [blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]]
+    return BlockMask.from_kv_blocks(*parts, BLOCK_SIZE=(size, size), mask_mod=sees, seq_lengths=(num_queries, num_keys))
+
+
 def _attend_blocked(
-    q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int, is_bounded: bool
+    q_BHTK: torch.Tensor,
+    k_BGSK: torch.Tensor,
+    v_BGSK: torch.Tensor,
+    *,
+    num_past: int,
+    window: int | None,
+    is_bounded: bool,
 ) -> torch.Tensor:
     """Matmul, softmax, matmul for one block of queries after another, each against the keys that it can see.
 
@@ -119,20 +225,20 @@ def _attend_blocked(
     R = H // G
     q_BGRTK = (q_BHTK * K**-0.5).view(B, G, R, T, K) if R > 1 else (q_BHTK * K**-0.5)[:, :, None]
     blocks = []
-    for first in range(0, T, BLOCK_ROWS):
-        last = min(T, first + BLOCK_ROWS)
-        N, M = last - first, num_past + last
+    for first, last, first_key in _blocks(T, num_past=num_past, window=window):
+        keys = slice(first_key, num_past + last)
+        N, M = last - first, num_past + last - first_key
         # The R heads that share keys are stacked as more rows of one product, so keys are never repeated.
         q_BGNK = q_BGRTK[:, :, :, first:last].reshape(B, G, R * N, K)
-        scores_BGNM = (q_BGNK @ k_BGSK[:, :, :M].transpose(-1, -2)).float()
-        mask_NM = causal_mask(N, M, q_BHTK.device).repeat(R, 1)
+        scores_BGNM = (q_BGNK @ k_BGSK[:, :, keys].transpose(-1, -2)).float()
+        mask_NM = causal_mask(N, M, q_BHTK.device, window=window).repeat(R, 1)
         if is_bounded:
             weights_BGNM = torch.where(mask_NM, scores_BGNM.exp(), 0.0).to(v_BGSK.dtype)
             # The sum is of the rounded weights, so that they add up to 1.
             sums_BGN1 = weights_BGNM.float().sum(dim=-1, keepdim=True)
-            y_BGNK = ((weights_BGNM @ v_BGSK[:, :, :M]).float() / sums_BGN1).to(v_BGSK.dtype)
+            y_BGNK = ((weights_BGNM @ v_BGSK[:, :, keys]).float() / sums_BGN1).to(v_BGSK.dtype)
         else:
             weights_BGNM = torch.where(mask_NM, scores_BGNM, float("-inf")).softmax(dim=-1).to(v_BGSK.dtype)
-            y_BGNK = weights_BGNM @ v_BGSK[:, :, :M]
+            y_BGNK = weights_BGNM @ v_BGSK[:, :, keys]
         blocks.append(y_BGNK.view(B, G, R, N, K))
     return torch.cat(blocks, dim=3).reshape(B, H, T, K)
