@@ -15,16 +15,14 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from firstlight.model import attention
 from firstlight.model.attention import (
-    BLOCK_ROWS,
     LARGEST_UNSHIFTED_SCORE,
     MAX_BLOCKS,
     Kernel,
     attend,
-    blocked_scores,
-    causal_mask,
     choose_kernel,
     window_block_mask,
 )
+from firstlight.model.blocked import BLOCK_ROWS, blocked_scores, causal_mask
 
 KERNELS = pytest.mark.parametrize(
     ("kernel", "bound"), [("sdpa", None), ("blocked", None), ("blocked", LARGEST_UNSHIFTED_SCORE)]
@@ -156,6 +154,7 @@ def test_flex_compiles_as_one_graph() -> None:
         assert (compiled(q, k, v).double() - plain(q, k, v, 130)).abs().max() < 1e-5
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize(("T", "window"), [(513, 200), (1024, 256)])
 def test_flex_on_a_gpu_trains_as_the_plain_result(T: int, window: int) -> None:

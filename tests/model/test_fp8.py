@@ -164,9 +164,9 @@ def test_a_switched_model_keeps_names_and_parameters() -> None:
     assert layers.switched == tuple(f"transformer.h.{i}.{m}" for i in range(2) for m in matrices)
     assert all(isinstance(model.get_submodule(name), Fp8Linear) for name in layers.switched)
     assert layers.kept["lm_head"] == "outside the blocks"
-    assert layers.kept["transformer.h.1.attn.value_gate"] == "16 x 1 are not multiples of 16"
+    assert layers.kept["transformer.h.1.attn.value_gate"] == "a side is no multiple of 16"
     assert layers.note() == (
-        "fp8: 12 of 15 matrices (1 not: 16 x 1 are not multiples of 16; 2 not: outside the blocks)"
+        "fp8: 12 of 15 matrices (1 not: a side is no multiple of 16; 2 not: outside the blocks)"
     )  # fmt: skip
     assert use_fp8(model).switched == ()
 
@@ -174,7 +174,7 @@ def test_a_switched_model_keeps_names_and_parameters() -> None:
 def test_matrices_that_are_too_small_stay() -> None:
     layers = use_fp8(build_gpt(GPTConfig(97, 1, 2, 1, 96, 8), seed=0))
     assert layers.switched == ()
-    assert layers.kept["transformer.h.0.attn.c_k"] == "96 x 48 is too small to gain"
+    assert layers.kept["transformer.h.0.attn.c_k"] == "a side below 128 is too small to gain"
 
 
 def test_in_eval_mode_a_switched_model_is_the_old_one() -> None:
@@ -226,6 +226,7 @@ def test_refused_where_the_hardware_has_none(monkeypatch: pytest.MonkeyPatch) ->
     assert "AMD" in refused(CUDA)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not HAS_FP8_GPU, reason="needs an NVIDIA GPU with compute capability 8.9 or above")
 @pytest.mark.parametrize("rows", [1, 513])
 def test_on_a_gpu_it_equals_the_cpu(rows: int) -> None:

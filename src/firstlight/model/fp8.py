@@ -198,9 +198,8 @@ def use_fp8(model: nn.Module) -> Fp8Layers:
 def _why_not(name: str, module: Linear) -> str | None:
     if not name.startswith("transformer.h."):
         return "outside the blocks"
-    sizes = f"{module.in_features} x {module.out_features}"
     if module.in_features % MULTIPLE or module.out_features % MULTIPLE:
-        return f"{sizes} are not multiples of {MULTIPLE}"
+        return f"a side is no multiple of {MULTIPLE}"
     if min(module.in_features, module.out_features) < SMALLEST_SIDE:
-        return f"{sizes} is too small to gain"
+        return f"a side below {SMALLEST_SIDE} is too small to gain"
     return None
