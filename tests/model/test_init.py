@@ -16,7 +16,7 @@ from firstlight.model.init import INIT_TABLE, build_gpt, init_row, init_weights
 from firstlight.model.rope import rope_tables
 
 CONFIG = GPTConfig(vocab_size=512, n_layer=2, n_head=4, n_kv_head=2, n_embd=128, max_seq_len=16)
-EVERYTHING = replace(CONFIG, value_embed_every=1, residual_scales=True, smear=True, backout=True, bigram_rows=64)
+EVERYTHING = replace(CONFIG, value_embed_every=1, residual_scales=True, smear=True, backout=True)
 
 
 def test_every_parameter_has_the_spread_that_its_row_says() -> None:

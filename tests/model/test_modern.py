@@ -10,7 +10,7 @@ import torch
 from firstlight.infer.cache import KVCache
 from firstlight.model import count
 from firstlight.model.config import GPTConfig
-from firstlight.model.gpt import GPT, bigram_rows
+from firstlight.model.gpt import GPT
 from firstlight.model.init import build_gpt
 
 SIZES = GPTConfig(vocab_size=61, n_layer=3, n_head=4, n_kv_head=2, n_embd=48, max_seq_len=24)
@@ -19,7 +19,6 @@ OPTIONS = {
     "residual_scales": {"residual_scales": True},
     "smear": {"smear": True},
     "backout": {"backout": True},
-    "bigram_rows": {"bigram_rows": 37},
     "qk_gain": {"qk_gain": 1.3},
 }
 OPTIONS["all"] = {name: value for option in OPTIONS.values() for name, value in option.items()}
@@ -56,11 +55,8 @@ def written_out(model: GPT, ids: list[int]) -> torch.Tensor:
     config = model.config
     w = {name: weight.detach().double() for name, weight in model.named_parameters()}
     embedded = []
-    for t, i in enumerate(ids):
+    for i in ids:
         x = norm(w["transformer.wte.weight"][i])
-        if config.bigram_rows:
-            row = bigram_rows(torch.tensor([ids[max(0, t - 1) : t + 1]]), None, num_rows=config.bigram_rows)[0, -1]
-            x = norm(x + w["transformer.bigrams.weight"][row])
         embedded.append(x)
     x0 = []
     for t, x in enumerate(embedded):
@@ -130,7 +126,7 @@ def test_each_option_changes_the_logits() -> None:
             getattr(model, name).zero_()
             assert not torch.allclose(model(ids_BT), everything), name
             getattr(model, name).copy_(kept)
-        for table in (model.transformer.bigrams, *model.transformer.value_embeds.values()):
+        for table in model.transformer.value_embeds.values():
             kept = table.weight.clone()
             table.weight.zero_()
             assert not torch.allclose(model(ids_BT), everything)
@@ -205,21 +201,3 @@ def test_recomputed_activations_give_the_same_gradients(recompute: bool) -> None
     plain(random_ids(2, 11)).square().mean().backward()
     for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-6), name
-
-
-def test_bigram_rows_depend_on_both_ids_and_on_nothing_else() -> None:
-    ids_BT = torch.tensor([[5, 9, 5, 9, 8, 5]])
-    rows = bigram_rows(ids_BT, None, num_rows=1000)[0].tolist()
-    assert rows[1] == rows[3], "the same pair"
-    assert len({rows[0], rows[1], rows[2], rows[4], rows[5]}) == 5, "other pairs (by chance two could share a row)"
-    assert bigram_rows(ids_BT[:, 3:], torch.tensor([5]), num_rows=1000)[0].tolist() == rows[3:]
-
-
-def test_bigram_rows_are_spread_evenly() -> None:
-    num_ids, num_rows = 200, 1024
-    pairs = torch.cartesian_prod(torch.arange(num_ids), torch.arange(num_ids))
-    hits = bigram_rows(pairs, None, num_rows=num_rows)[:, 1].bincount(minlength=num_rows)
-    expected = num_ids**2 / num_rows
-    # As good as random: the counts of a Poisson distribution, 39 +- 6.2.
-    assert hits.double().std() < 1.2 * expected**0.5
-    assert hits.min() > 0

@@ -14,13 +14,12 @@ import torch
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from firstlight.model.blocked import BLOCK_ROWS, BlockedAttention, causal_mask
+
 Kernel = Literal["sdpa", "blocked", "flex"]
 
 FLEX_BLOCK = 128
 """Queries and keys in a block of the ``flex`` kernel: torch's own choice, for which its tiles are tuned."""
-
-BLOCK_ROWS = 128
-"""Query tokens in a block of the ``blocked`` kernel. Measured with 64, 128 and 256: docs/model.md."""
 
 MAX_BLOCKS = 8
 """Blocks are unrolled in compiled code, so more of them would cost compile time."""
@@ -117,39 +116,6 @@ def _kernel_for(
     return "flex" if device_type == "cuda" and window is not None and is_compiled else "sdpa"
 
 
-def causal_mask(num_queries: int, num_keys: int, device: torch.device, *, window: int | None = None) -> torch.Tensor:
-    """Booleans (num_queries, num_keys), True where a query sees a key; the last query sees the last key.
-
-    >>> causal_mask(2, 3, torch.device("cpu")).int().tolist()
-    [[1, 1, 0], [1, 1, 1]]
-    >>> causal_mask(2, 3, torch.device("cpu"), window=2).int().tolist()
-    [[1, 1, 0], [0, 1, 1]]
-    """
-    own = num_keys - num_queries
-    mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(own)
-    return mask if window is None else mask.triu(own - window + 1)
-
-
-def blocked_scores(seq_len: int, window: int | None = None) -> int:
-    """Scores that the blocked kernel computes for one head of one row: those of each block with the keys from its first
-    query's first to its last query's own.
-
-    >>> blocked_scores(256) / 256**2, blocked_scores(512, window=128) / 512**2
-    (0.75, 0.43701171875)
-    """
-    blocks = _blocks(seq_len, num_past=0, window=window)
-    return sum((last - first) * (last - first_key) for first, last, first_key in blocks)
-
-
-def _blocks(num_queries: int, *, num_past: int, window: int | None) -> list[tuple[int, int, int]]:
-    """For each block of queries: its first one, the one after its last, and the first key that any of them sees."""
-    blocks = []
-    for first in range(0, num_queries, BLOCK_ROWS):
-        first_key = 0 if window is None else max(0, num_past + first + 1 - window)
-        blocks.append((first, min(num_queries, first + BLOCK_ROWS), first_key))
-    return blocks
-
-
 def _attend_sdpa(
     q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, *, num_past: int, window: int | None
 ) -> torch.Tensor:
@@ -213,32 +179,6 @@ def _attend_blocked(
     window: int | None,
     is_bounded: bool,
 ) -> torch.Tensor:
-    """Matmul, softmax, matmul for one block of queries after another, each against the keys that it can see.
-
-    Of the T*T scores, 0.75 are computed for T = 256 and 0.63 for T = 512 (`blocked_scores`); 0.5 are needed.
-
-    is_bounded: scores are small enough for plain exponentials. Each query's mean is then divided by the sum of its
-    weights after the second matmul, which leaves one pass over the scores where a softmax has three.
-    """
-    B, H, T, K = q_BHTK.shape
-    G = k_BGSK.shape[1]
-    R = H // G
-    q_BGRTK = (q_BHTK * K**-0.5).view(B, G, R, T, K) if R > 1 else (q_BHTK * K**-0.5)[:, :, None]
-    blocks = []
-    for first, last, first_key in _blocks(T, num_past=num_past, window=window):
-        keys = slice(first_key, num_past + last)
-        N, M = last - first, num_past + last - first_key
-        # The R heads that share keys are stacked as more rows of one product, so keys are never repeated.
-        q_BGNK = q_BGRTK[:, :, :, first:last].reshape(B, G, R * N, K)
-        scores_BGNM = (q_BGNK @ k_BGSK[:, :, keys].transpose(-1, -2)).float()
-        mask_NM = causal_mask(N, M, q_BHTK.device, window=window).repeat(R, 1)
-        if is_bounded:
-            weights_BGNM = torch.where(mask_NM, scores_BGNM.exp(), 0.0).to(v_BGSK.dtype)
-            # The sum is of the rounded weights, so that they add up to 1.
-            sums_BGN1 = weights_BGNM.float().sum(dim=-1, keepdim=True)
-            y_BGNK = ((weights_BGNM @ v_BGSK[:, :, keys]).float() / sums_BGN1).to(v_BGSK.dtype)
-        else:
-            weights_BGNM = torch.where(mask_NM, scores_BGNM, float("-inf")).softmax(dim=-1).to(v_BGSK.dtype)
-            y_BGNK = weights_BGNM @ v_BGSK[:, :, keys]
-        blocks.append(y_BGNK.view(B, G, R, N, K))
-    return torch.cat(blocks, dim=3).reshape(B, H, T, K)
+    y_BHTK = BlockedAttention.apply(q_BHTK.contiguous(), k_BGSK, v_BGSK.contiguous(), num_past, window, is_bounded)
+    assert isinstance(y_BHTK, torch.Tensor)
+    return y_BHTK

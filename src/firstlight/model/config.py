@@ -36,7 +36,6 @@ class GPTConfig:
         (modded-nanogpt, 2024).
     smear: the embedding of the token before is mixed in through a learned gate (modded-nanogpt, 2025).
     backout: a learned part of the hidden state in the middle is taken out before the head (modded-nanogpt, 2025).
-    bigram_rows: rows of a table that is looked up by a hash of the last two ids and added to the embedding. 0 is none.
     qk_gain: factor on normed queries and on keys; above 1 attention can be sharper.
 
     Raises ConfigError that names every size that cannot work.
@@ -54,7 +53,6 @@ class GPTConfig:
     residual_scales: bool = False
     smear: bool = False
     backout: bool = False
-    bigram_rows: int = 0
     qk_gain: float = 1.0
 
     def __post_init__(self) -> None:
@@ -63,10 +61,8 @@ class GPTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 problems.add(f"{name} {value!r} must be a whole number above zero")
-        for name in ("value_embed_every", "bigram_rows"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                problems.add(f"{name} {value!r} must be a whole number, zero or above")
+        if not isinstance(self.value_embed_every, int) or self.value_embed_every < 0:
+            problems.add(f"value_embed_every {self.value_embed_every!r} must be a whole number, zero or above")
         for name in ("rope_base", "softcap", "qk_gain"):
             if not getattr(self, name) > 0:
                 problems.add(f"{name} {getattr(self, name)} must be above zero")

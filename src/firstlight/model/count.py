@@ -6,15 +6,15 @@ One multiply-add is two FLOPs.
 
 from __future__ import annotations
 
-from firstlight.model.attention import blocked_scores
+from firstlight.model.blocked import blocked_scores
 from firstlight.model.config import GATE_CHANNELS, GPTConfig
 
 
 def num_params(config: GPTConfig) -> dict[str, int]:
     """Parameters by group; they add up to all of them.
 
-    ``embedding``, ``head``, ``attention`` and ``mlp``; and where the config has them ``value_embeds``, ``bigrams`` and
-    ``scalars`` (scales and gates).
+    ``embedding``, ``head``, ``attention`` and ``mlp``; and where the config has them ``value_embeds`` and ``scalars``
+    (scales and gates).
     """
     D = config.n_embd
     kv_width = config.n_kv_head * config.head_dim
@@ -32,7 +32,6 @@ def num_params(config: GPTConfig) -> dict[str, int]:
         "attention": config.n_layer * (2 * D * D + 2 * D * kv_width),
         "mlp": config.n_layer * 8 * D * D,
         "value_embeds": num_values * config.vocab_size * kv_width,
-        "bigrams": config.bigram_rows * D,
         "scalars": scalars,
     }
     return {name: n for name, n in groups.items() if n or name in ("embedding", "head", "attention", "mlp")}
@@ -113,15 +112,14 @@ def activation_bytes(
     """
     D, H, T = config.n_embd, config.n_head, seq_len
     kv_width = config.n_kv_head * config.head_dim
-    # Inputs of the two norms, and rotated queries and keys before their norm.
-    float32_numbers = 2 * D + (D + kv_width)
-    # Two normed inputs, queries, keys, values, attention's output; relu and its square at 4 D each.
-    compute_numbers = 2 * D + (D + 2 * kv_width) + D + 8 * D
+    # Inputs of the two norms.
+    float32_numbers = 2 * D
+    # Two normed inputs, queries and keys before and after rotation, values, attention's output; relu and its square at 4 D.
+    compute_numbers = 2 * D + 2 * (D + kv_width) + kv_width + D + 8 * D
     block = 4 * float32_numbers + compute_bytes * compute_numbers
     if attention_kernel == "blocked":
-        # Exponentials of the scores that a block sees, in float32, and masked in the compute dtype; scaled queries; sums of
-        # values in float32.
-        block += H * blocked_scores(T) // T * (4 + compute_bytes) + compute_bytes * D + 4 * D
+        # Weights of the keys that a block sees; values and outputs are held in the layout of heads as well.
+        block += compute_bytes * (H * blocked_scores(T) // T + D + kv_width)
     # Rows of the embedding and the last hidden states before their norms, and what the trunk returns.
     ends = 4 * 2 * D + compute_bytes * D
     if checkpoint_activations:

@@ -17,7 +17,8 @@ from dataclasses import replace
 
 import torch
 
-from firstlight.model.attention import BLOCK_ROWS, Kernel
+from firstlight.model.attention import Kernel
+from firstlight.model.blocked import BLOCK_ROWS
 from firstlight.model.config import GPTConfig
 from firstlight.runtime.gemm_bench import Gemm
 

@@ -22,17 +22,14 @@ from firstlight.errors import ConfigError
 from firstlight.model.attention import Kernel, attend
 from firstlight.model.config import GATE_CHANNELS, GPTConfig
 from firstlight.model.precision import Embedding, Linear, rms_norm
-from firstlight.model.rope import rope_tables, rotate
-
-NO_ID = -1
-"""Stands for the token before the first one."""
+from firstlight.model.rope import normed_and_turned, rope_tables
 
 
 class Embedded(NamedTuple):
-    """What `GPT.embed` looks up for `GPT.trunk`.
+    """What `GPT.embed` looks up for `GPT.trunk`, rows of float32 tables.
 
-    x_BTD: normed token embeddings. values: for each layer of ``value_embed_layers`` rows (B,T,G*K).
-    before_B1D: the normed embedding of the token before the first one; zeros at the start of a text. Empty without smear.
+    x_BTD: of the tokens. values: for each layer of ``value_embed_layers`` rows (B,T,G*K).
+    before_B1D: of the token before the first one; zeros at the start of a text. Empty without smear.
     """
 
     x_BTD: torch.Tensor
@@ -102,15 +99,9 @@ class Attention(nn.Module):
         v_BTGK = self.c_v(x_BTD).view(B, T, self.n_kv_head, self.head_dim)
         if self.value_gate is not None and value_embed_BTC is not None:
             gate_BTG1 = 2 * torch.sigmoid(self.value_gate(x_BTD[..., : self.value_gate.in_features]))[..., None]
-            v_BTGK = v_BTGK + gate_BTG1 * value_embed_BTC.view_as(v_BTGK)
-        # Norm of queries and keys keeps the scores bounded (Henry et al. 2020, arXiv 2010.04245). It comes after the
-        # rotation as in the seed; a rotation keeps lengths, so the order changes rounding only.
-        q_BTHK = rms_norm(rotate(q_BTHK, cos_TJ, sin_TJ))
-        k_BTGK = rms_norm(rotate(k_BTGK, cos_TJ, sin_TJ))
-        if self.qk_gain != 1.0:
-            q_BTHK, k_BTGK = q_BTHK * self.qk_gain, k_BTGK * self.qk_gain
-        q_BHTK = q_BTHK.to(x_BTD.dtype).transpose(1, 2)
-        k_BGTK = k_BTGK.to(x_BTD.dtype).transpose(1, 2)
+            v_BTGK = v_BTGK + gate_BTG1 * value_embed_BTC.to(v_BTGK.dtype).view_as(v_BTGK)
+        q_BHTK = normed_and_turned(q_BTHK, cos_TJ, sin_TJ, gain=self.qk_gain)
+        k_BGTK = normed_and_turned(k_BTGK, cos_TJ, sin_TJ, gain=self.qk_gain)
         v_BGTK = v_BTGK.transpose(1, 2)
         num_past = 0
         if cache is not None:
@@ -168,7 +159,6 @@ class Transformer(nn.Module):
         with_values = config.value_embed_layers
         kv_width = config.n_kv_head * config.head_dim
         self.value_embeds = nn.ModuleDict({str(i): Embedding(config.vocab_size, kv_width) for i in with_values})
-        self.bigrams = Embedding(config.bigram_rows, config.n_embd) if config.bigram_rows else None
         self.h = nn.ModuleList(
             Block(config, compute_dtype=compute_dtype, has_value_embed=i in with_values) for i in range(config.n_layer)
         )
@@ -224,19 +214,16 @@ class GPT(nn.Module):
         Apart from `trunk` and never compiled: on a CPU its backward pass is deterministic as it stands, while compiled
         code adds rows with atomics, in an order that changes from run to run.
         """
+        wte = self.transformer.wte
         before_B = None if cache is None else cache.last_ids
-        rows_BTD = self.transformer.wte(inputs_BT)
-        if self.transformer.bigrams is not None:
-            rows_BTD = rms_norm(rows_BTD) + self.transformer.bigrams(
-                bigram_rows(inputs_BT, before_B, num_rows=self.config.bigram_rows)
-            )
-        x_BTD = rms_norm(rows_BTD).to(self.compute_dtype)
-        values = tuple(table(inputs_BT).to(self.compute_dtype) for table in self.transformer.value_embeds.values())
-        before_B1D = x_BTD[:, :0]
-        if self.config.smear and before_B is None:
+        x_BTD = wte(inputs_BT)
+        values = tuple(table(inputs_BT) for table in self.transformer.value_embeds.values())
+        if not self.config.smear:
+            before_B1D = x_BTD[:, :0]
+        elif before_B is None:
             before_B1D = torch.zeros_like(x_BTD[:, :1])
-        elif self.config.smear and before_B is not None:
-            before_B1D = rms_norm(self.transformer.wte(before_B[:, None])).to(self.compute_dtype)
+        else:
+            before_B1D = wte(before_B[:, None])
         if cache is not None:
             cache.remember(inputs_BT[:, -1])
         return Embedded(x_BTD, values, before_B1D)
@@ -248,7 +235,7 @@ class GPT(nn.Module):
 
         Raises ConfigError where the context would be longer than max_seq_len.
         """
-        x_BTD, values, before_B1D = embedded
+        x_BTD = rms_norm(embedded.x_BTD).to(self.compute_dtype)
         start = 0 if cache is None else cache.length
         end = start + x_BTD.shape[1]
         if end > self.config.max_seq_len:
@@ -261,11 +248,12 @@ class GPT(nn.Module):
         recompute = self.checkpoint_activations and cache is None and torch.is_grad_enabled()
         if self.smear_gate is not None and self.smear_scale is not None:
             gate_BT1 = torch.sigmoid(self.smear_gate(x_BTD[..., : self.smear_gate.in_features]))
+            before_B1D = rms_norm(embedded.before_B1D).to(self.compute_dtype)
             shifted_BTD = torch.cat((before_B1D, x_BTD[:, :-1]), dim=1)
             x_BTD = x_BTD + (self.smear_scale.to(x_BTD.dtype) * gate_BT1) * shifted_BTD
         x0_BTD = x_BTD
         middle_BTD = None
-        value_of = dict(zip(self.config.value_embed_layers, values, strict=True))
+        value_of = dict(zip(self.config.value_embed_layers, embedded.values, strict=True))
         for layer, block in enumerate(self.transformer.h):
             if self.residual_scales is not None and self.x0_scales is not None:
                 a, b = self.residual_scales[layer].to(x_BTD.dtype), self.x0_scales[layer].to(x_BTD.dtype)
@@ -300,15 +288,3 @@ class GPT(nn.Module):
     def forward(self, inputs_BT: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """Logits of the next token at every position, (B,T) int64 -> (B,T,V) float32."""
         return self.logits(self.hidden(inputs_BT, cache))
-
-
-def bigram_rows(inputs_BT: torch.Tensor, before_B: torch.Tensor | None, *, num_rows: int) -> torch.Tensor:
-    """Row of the bigram table for each token and the one before it, (B,T) int64 in [0, num_rows).
-
-    A multiplicative hash (Knuth, TAOCP 3, 6.4): pairs that share a row are as good as random.
-    before_B: the id before the first one; `NO_ID` stands there where None is given.
-    """
-    first_B1 = torch.full_like(inputs_BT[:, :1], NO_ID) if before_B is None else before_B[:, None]
-    previous_BT = torch.cat((first_B1, inputs_BT[:, :-1]), dim=1)
-    mixed_BT = (previous_BT * 0x9E3779B1) ^ (inputs_BT * 0x85EBCA77)
-    return ((mixed_BT & 0x7FFFFFFF) * 0x9E3779B1 >> 15).remainder(num_rows)

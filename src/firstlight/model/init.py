@@ -60,11 +60,6 @@ INIT_TABLE: tuple[InitRow, ...] = (
         "nanochat gpt.py, 2026",
     ),
     InitRow(
-        r"transformer\.bigrams\.weight", "constant", 0.0,
-        "a pair that was never seen must say nothing",
-        "ours",
-    ),
-    InitRow(
         r"(transformer\.h\.\d+\.attn\.value_gate|smear_gate)\.weight", "constant", 0.0,
         "gates start in the middle of their range, the same for every token",
         "ours",

@@ -13,14 +13,12 @@ import torch
 BLOCK_PREFIX = "transformer.h."
 EMBEDDING_NAME = "transformer.wte.weight"
 VALUE_EMBED_PREFIX = "transformer.value_embeds."
-BIGRAM_NAME = "transformer.bigrams.weight"
 HEAD_NAME = "lm_head.weight"
 RESIDUAL_NAME = "residual_scales"
 
-# Rates of the options of the preset `modern`, as parts of embedding_lr or scalar_lr (nanochat gpt.py, 2026, has the first,
-# third and fourth nearly so).
+# Rates of the options of the preset `modern`, as parts of embedding_lr or scalar_lr (nanochat gpt.py, 2026, has
+# them nearly so).
 VALUE_EMBED_LR_SCALE = 0.5
-BIGRAM_LR_SCALE = 0.5
 RESIDUAL_LR_SCALE = 0.01
 GATE_LR_SCALE = 0.4
 
@@ -89,7 +87,6 @@ def make_groups(
     rates = {
         "embedding": embedding_lr * width_factor,
         "value embeddings": embedding_lr * width_factor * VALUE_EMBED_LR_SCALE,
-        "bigrams": embedding_lr * width_factor * BIGRAM_LR_SCALE,
         "head": unembedding_lr * width_factor,
         "residual scales": scalar_lr * RESIDUAL_LR_SCALE,
         "gates": scalar_lr * GATE_LR_SCALE,
@@ -102,8 +99,6 @@ def make_groups(
             by_rule["embedding"].append((name, parameter))
         elif name.startswith(VALUE_EMBED_PREFIX):
             by_rule["value embeddings"].append((name, parameter))
-        elif name == BIGRAM_NAME:
-            by_rule["bigrams"].append((name, parameter))
         elif name == HEAD_NAME:
             by_rule["head"].append((name, parameter))
         elif name == RESIDUAL_NAME:
