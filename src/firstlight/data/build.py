@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ def build_shard(path: Path, *, name: str, index: int, directory: Path, tokenizer
         before = path.stat()
         source_sha256 = hash_file(path)
         counts = ReadCounts()
+        encoded_before = tokenizer.num_encoded_by.copy()
         offsets, hashes, text_bytes, rows = [0], [], [], []
         bin_hash, max_id = hashlib.sha256(), -1
         dtype = id_dtype(tokenizer.vocab_size)
@@ -198,6 +200,9 @@ def build_shard(path: Path, *, name: str, index: int, directory: Path, tokenizer
             "text_bytes": sum(text_bytes),
             "max_id": max_id,
             "counts": counts.to_dict(),
+            # For the reader; the ids, and so the store's identity, are the same with each encoder.
+            "encoder": tokenizer.encoder_note,
+            "encoded_by": dict(tokenizer.num_encoded_by - encoded_before),
             "bin_sha256": bin_hash.hexdigest(),
             "idx_sha256": hashlib.sha256(idx_data).hexdigest(),
         }  # fmt: skip
@@ -235,6 +240,17 @@ def _encoded(path: Path, name: str, counts: ReadCounts, tokenizer: Tokenizer) ->
             yield from zip(rows, texts, tokenizer.encode_batch(texts), strict=True)
             rows, texts, num_chars = [], [], 0
     yield from zip(rows, texts, tokenizer.encode_batch(texts), strict=True)
+
+
+def encoder_notes(store: TokenStore) -> list[str]:
+    """Which encoder made the shards that are built, and how many documents each took: a sentence or more, for a log."""
+    manifests = [m for i in range(store.num_shards) if (m := store.shard_manifest(i)) and "encoder" in m]
+    counts = sum((Counter(manifest["encoded_by"]) for manifest in manifests), Counter())
+    # A shard of little text says that it was too little for the faster encoder: no news beside one that used it.
+    notes = list(dict.fromkeys(m["encoder"] for m in manifests if "fast" in m["encoded_by"] or not counts["fast"]))
+    if counts["fast"]:
+        notes.append(f"documents encoded: {counts['fast']:,} by the fast encoder, {counts['tiktoken']:,} by tiktoken")
+    return notes
 
 
 def parse_shard_range(text: str, num_shards: int) -> list[int]:

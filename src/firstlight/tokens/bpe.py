@@ -2,13 +2,15 @@
 
 A text is cut into pieces by a regular expression, and each piece's UTF-8 bytes are merged pair by pair, the pair with
 the lowest rank first (Sennrich et al. 2016, arXiv:1508.07909; on bytes as in GPT-2). All 256 bytes are in the vocabulary,
-so every text has ids and there is no "unknown" token. ``tiktoken`` does the merging, ``rustbpe`` finds the ranks.
+so every text has ids and there is no "unknown" token. ``tiktoken`` does the merging (or `fast`, for large batches),
+``rustbpe`` finds the ranks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -20,7 +22,7 @@ import rustbpe
 import tiktoken
 
 from firstlight.errors import ConfigError, DataError
-from firstlight.tokens import tokenizer_file
+from firstlight.tokens import fast, tokenizer_file
 from firstlight.tokens.special import BOS, SPECIAL_TOKENS, special_ids
 
 # The pattern of GPT-4's tokenizer, but digits in groups of 1 to 2 instead of 1 to 3: nanochat's log of 2026-01-13
@@ -110,6 +112,7 @@ class Tokenizer:
     pattern: the regular expression that cuts a text into pieces.
     content_hash: SHA-256 of ranks, pattern and special tokens: equal hash, equal ids.
     facts: how it was trained (documents, bytes, versions ...); not part of the hash.
+    num_encoded_by: texts that `encode_batch` has encoded so far, by encoder: ``fast`` and ``tiktoken``.
 
     >>> tokenizer = Tokenizer([bytes([b]) for b in range(256)] + [b"hi"])
     >>> tokenizer.encode("hi!")
@@ -143,6 +146,8 @@ class Tokenizer:
         self.vocab_size = len(tokens) + len(special_tokens)
         self.facts = dict(facts or {})
         self.content_hash = content_hash(tokens, pattern, self.special_ids)
+        self.num_encoded_by: Counter[str] = Counter()
+        self._num_batch_chars = 0
         self._ranks = ranks
         self._tokens = tuple(tokens)
         self._bytes_of = dict(enumerate([*tokens, *(name.encode() for name in special_tokens)]))
@@ -188,12 +193,40 @@ class Tokenizer:
         """
         return self._encode(text).tolist()
 
-    def encode_batch(self, texts: list[str], num_threads: int = 1) -> list[np.ndarray]:
-        """Ids of each text: uint32 arrays, the same ids as `encode`. The merging runs outside Python's lock."""
-        if num_threads == 1:
-            return [self._encode(text) for text in texts]
-        with ThreadPoolExecutor(num_threads) as pool:
-            return list(pool.map(self._encode, texts))
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[np.ndarray]:
+        """Ids of each text: uint32 arrays, the same ids as `encode`.
+
+        After the first megabyte, texts go to `firstlight.tokens.fast` where that can take them (``encoder_note`` says
+        so, ``num_encoded_by`` counts); the others to tiktoken. Both work on ``num_threads`` threads.
+        """
+        found: list[np.ndarray | None] = [None] * len(texts)
+        self._num_batch_chars += sum(map(len, texts))
+        if self._num_batch_chars >= fast.MIN_CHARS and (encoder := self._fast[0]) is not None:
+            try:
+                found = encoder.encode_batch(texts, num_threads)
+            except UnicodeEncodeError as error:
+                raise _not_unicode(error) from None
+        rest = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        if num_threads == 1 or len(rest) < 2:
+            encoded = iter([self._encode(text) for text in rest])
+        else:
+            with ThreadPoolExecutor(num_threads) as pool:
+                encoded = iter(list(pool.map(self._encode, rest)))
+        self.num_encoded_by.update({"fast": len(texts) - len(rest), "tiktoken": len(rest)})
+        return [next(encoded) if ids is None else ids for ids in found]
+
+    @property
+    def encoder_note(self) -> str:
+        """Which encoder `encode_batch` uses, and why; the ids are the same with each."""
+        if "_fast" not in self.__dict__:
+            return f"tiktoken encodes: so few texts do not pay for another encoder (from {fast.MIN_CHARS:,} characters)"
+        return self._fast[1]
+
+    @cached_property
+    def _fast(self) -> tuple[fast.FastEncoder | None, str]:
+        if self.pattern != SPLIT_PATTERN:
+            return None, "tiktoken encodes: the tokenizer has a split pattern of its own, which only tiktoken takes"
+        return fast.make_fast_encoder(self._tokens, self._encode)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD, and special tokens their names."""
