@@ -119,16 +119,18 @@ class _SummedCrossEntropy(torch.autograd.Function):
         weight_VD = head_weight_VD.to(compute_dtype)
         h_ND = x_ND.to(compute_dtype)
         dx_ND = torch.empty_like(h_ND)
-        dweight_VD = torch.zeros_like(head_weight_VD, dtype=torch.float32)
+        dweight_VD = torch.empty_like(head_weight_VD, dtype=torch.float32)
         loss = torch.zeros((), dtype=torch.float32, device=x_ND.device)
         buffer_RV = weight_VD.new_empty(min(chunk_rows, len(targets_N)), weight_VD.size(0))
+        if len(targets_N) == 0:
+            dweight_VD.zero_()
         for rows in _chunks(len(targets_N), chunk_rows):
             h_RD = h_ND[rows]
             z_RV = buffer_RV[: len(h_RD)]
             torch.mm(h_RD, weight_VD.T, out=z_RV)
             loss += _sliced(kernel, z_RV, targets_N[rows], weights_N[rows], softcap).sum()
             torch.mm(z_RV, weight_VD, out=dx_ND[rows])
-            _add_product_(dweight_VD, z_RV, h_RD)
+            _add_product_(dweight_VD, z_RV, h_RD, is_first=rows.start == 0)
         ctx.grads = dx_ND.to(x_ND.dtype), dweight_VD.to(head_weight_VD.dtype)
         return loss
 
@@ -207,15 +209,20 @@ def _losses(
     return losses_N
 
 
-def _add_product_(dweight_VD: torch.Tensor, dz_RV: torch.Tensor, h_RD: torch.Tensor) -> None:
-    """dW += dz^T h. A product of 16-bit tensors comes out rounded to 16 bits; the sum over chunks is kept in float32."""
+def _add_product_(dweight_VD: torch.Tensor, dz_RV: torch.Tensor, h_RD: torch.Tensor, *, is_first: bool) -> None:
+    """dW += dz^T h, or dW = dz^T h for the first chunk. A product of 16-bit tensors comes out rounded to 16 bits; the sum
+    over chunks is kept in float32."""
     if dz_RV.dtype is torch.float32:
-        dweight_VD.addmm_(dz_RV.T, h_RD)
+        dweight_VD.addmm_(dz_RV.T, h_RD, beta=0 if is_first else 1)
         return
     num_ids, width = dweight_VD.shape
     block = max(1, BLOCK_BYTES // (4 * width)) if dz_RV.device.type == "cpu" else num_ids
     for ids in _chunks(num_ids, block):
-        dweight_VD[ids].add_(torch.mm(dz_RV[:, ids].T, h_RD))
+        product = torch.mm(dz_RV[:, ids].T, h_RD)
+        if is_first:
+            dweight_VD[ids].copy_(product)
+        else:
+            dweight_VD[ids].add_(product)
 
 
 def _sliced(
