@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from firstlight.data import build
-from firstlight.data.build import build_store, parse_shard_range, prepare_store, store_directory
+from firstlight.data.build import build_store, encoder_notes, parse_shard_range, prepare_store, store_directory
 from firstlight.data.sources.base import Source, SourceShard
 from firstlight.data.sources.directory import open_directory
 from firstlight.data.store import TokenStore
@@ -231,3 +231,27 @@ def test_remote_shards_are_fetched_only_when_they_are_built(three_files, byte_to
     assert store.pinned_val_shard == "part_1.jsonl"
     build_store(source, byte_tokenizer, cache_dir=tmp_path / "c", num_workers=0)
     assert len(fetched) == 3
+
+
+def test_the_store_is_the_same_with_each_encoder_and_says_which_was_used(make_source, tmp_path, monkeypatch):
+    tokens = [*(bytes([b]) for b in range(256)), b"12", b"the", b" t", b" the"]
+    texts = [f"the year {year} in the year 12{year}, 10² " + "the 9 " * 2000 for year in range(1, 100)]
+    source = make_source([texts, ["the first", "the second 1234"]])
+    with_fast = build_store(source, Tokenizer(tokens), cache_dir=tmp_path / "fast", num_workers=0)
+    in_process = build_store(source, Tokenizer(tokens), cache_dir=tmp_path / "worker", num_workers=1)
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    without = build_store(source, Tokenizer(tokens), cache_dir=tmp_path / "plain", num_workers=0)
+    assert with_fast.directory.name == without.directory.name
+    stored = [
+        {name: data for name, data in contents(store.directory).items() if not name.endswith(".json")}
+        for store in (with_fast, in_process, without)
+    ]
+    assert stored[0] == stored[1] == stored[2]
+    assert len(stored[0]) == 4
+    # All texts of the first shard have 10², which only tiktoken takes; those of the second do not.
+    assert with_fast.shard_manifest(0)["encoded_by"] == {"tiktoken": 99}
+    assert with_fast.shard_manifest(1)["encoded_by"] == {"fast": 2}
+    first, counts = encoder_notes(with_fast)
+    assert "gigatoken 0.10" in first
+    assert counts == "documents encoded: 2 by the fast encoder, 99 by tiktoken"
+    assert [note.split(" (")[0] for note in encoder_notes(without)] == ["tiktoken encodes: no gigatoken"]
