@@ -18,7 +18,7 @@ from firstlight.runtime.gemm_bench import total_flops
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 64), (1, 96, 16), (2, 33, 40), (1, 1, 5)])
-@pytest.mark.parametrize("coefficients", [muon.POLAR_EXPRESS, muon.POLAR_EXPRESS_3, muon.CLASSIC_QUINTIC])
+@pytest.mark.parametrize("coefficients", [muon.POLAR_EXPRESS, muon.POLAR_EXPRESS_4, muon.CLASSIC_QUINTIC])
 @pytest.mark.parametrize("safety", [True, False])
 def test_the_list_has_the_flops_that_torch_counts(
     shape: tuple[int, int, int], coefficients: muon.Coefficients, safety: bool
@@ -30,7 +30,7 @@ def test_the_list_has_the_flops_that_torch_counts(
     assert total_flops(gemms) == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("coefficients", [muon.POLAR_EXPRESS, muon.POLAR_EXPRESS_3])
+@pytest.mark.parametrize("coefficients", [muon.POLAR_EXPRESS, muon.POLAR_EXPRESS_4])
 def test_a_whole_step_of_the_optimizer(coefficients: muon.Coefficients) -> None:
     config = GPTConfig(vocab_size=50, n_layer=3, n_head=2, n_kv_head=1, n_embd=32, max_seq_len=16)
     model = build_gpt(config, device=torch.device("cpu"), compute_dtype=torch.float32, seed=0)

@@ -45,7 +45,7 @@ def orthogonalize_gemms(
 
 
 def optimizer_gemms(
-    groups: Iterable[Group], *, dtype: torch.dtype, coefficients: muon.Coefficients = muon.POLAR_EXPRESS
+    groups: Iterable[Group], *, dtype: torch.dtype, coefficients: muon.Coefficients = muon.POLAR_EXPRESS_4
 ) -> list[Gemm]:
     """Products of one optimizer step over all groups. dtype: Muon's (`MuonAdamW`)."""
     found = []
@@ -54,6 +54,6 @@ def optimizer_gemms(
             rows, columns = group.parameters[0][1].shape
             found += orthogonalize_gemms(
                 len(group.parameters), rows, columns, dtype=dtype, coefficients=coefficients,
-                safety=coefficients is muon.POLAR_EXPRESS,
+                safety=coefficients is not muon.CLASSIC_QUINTIC,
             )  # fmt: skip
     return found

@@ -101,7 +101,7 @@ class MuonAdamW:
         runtime: Runtime,
         *,
         muon_dtype: torch.dtype | None = None,
-        muon_coefficients: muon.Coefficients = muon.POLAR_EXPRESS,
+        muon_coefficients: muon.Coefficients = muon.POLAR_EXPRESS_4,
         compiled: bool = False,
     ) -> None:
         """muon_dtype: of the orthogonalization; None is bfloat16 where the runtime computes in it, else float32.
@@ -183,7 +183,7 @@ class MuonAdamW:
             beta2=group.variance_beta2,
             dtype=self._muon_dtype,
             coefficients=self._muon_coefficients,
-            safety=self._muon_coefficients is muon.POLAR_EXPRESS,
+            safety=self._muon_coefficients is not muon.CLASSIC_QUINTIC,
         )
         muon.apply_updates_(
             stack.parameters,
