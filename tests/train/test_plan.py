@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from firstlight.errors import ConfigError
-from firstlight.train.dial import batch_tokens_for, seq_len_for, vocab_size_for
+from firstlight.train.dial import batch_tokens_for, seq_len_for
 from firstlight.train.plan import Horizon, interval, largest_dividing, make_plan, nearest_multiples
 
 
@@ -28,11 +28,14 @@ def test_seed_depth_12_has_six_heads_of_128():
     assert (model.n_embd, model.n_head, model.head_dim) == (768, 6, 128)
 
 
-def test_head_costs_at_most_a_quarter_of_the_matmuls_from_depth_2_on():
-    for depth in range(2, 27):
-        head = vocab_size_for(depth) * 64 * depth
-        blocks = 12 * (64 * depth) ** 2 * depth
-        assert head / (head + blocks) <= 0.25 + 1e-9, depth
+def test_a_run_that_is_short_for_its_depth_is_told_of_a_smaller_one():
+    def reason(depth, tokens):
+        plan = make_plan(depth, horizon=Horizon("tokens", tokens))
+        return next(line.reason for line in plan.lines if line.name == "total_flops")
+
+    assert "--depth 3 is expected" in reason(4, 1e6)
+    assert "expected" not in reason(4, 50e6)
+    assert "expected" not in reason(3, 2e6)
 
 
 def test_horizons_agree_with_each_other():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -25,13 +26,17 @@ def quickstart(*, minutes: float = 4.5, run: str | None = None, resume: bool = F
     resume
         Continue the run of that name.
     """
-    from firstlight.recipes import base
+    from firstlight.recipes import base, plans
     from firstlight.recipes.settings import BaseSettings
     from firstlight.runtime import environment
 
     name = run or _free_name(environment.runs_dir())
     settings = BaseSettings(run=name, resume=resume, data="builtin", minutes=minutes)
-    base.train_base(settings, given=frozenset({"run", "resume", "data", "minutes"}))
+    given = {"run", "resume", "data", "minutes"}
+    if not resume:
+        settings = replace(settings, depth=plans.depth_for_minutes(minutes))
+        given.add("depth")
+    base.train_base(settings, given=frozenset(given))
 
 
 def _free_name(runs_dir: Path) -> str:

@@ -12,6 +12,10 @@ import math
 # only, nanochat's scaling runs put it near 10.5 to 12 (its dev/LOG.md, 2026-01-27 and 2026-03-24).
 TOKENS_PER_PARAM = 12.0
 
+# See `depth_for`.
+DEPTH_PARAMS = 1.4e6
+DEPTH_FLOPS = 2.8e13
+
 # The seed's rates, tuned at width 768 and a batch of 2**19 tokens.
 REFERENCE_WIDTH = 768
 EMBEDDING_LR = 0.2
@@ -26,15 +30,34 @@ BATCH_EXPONENT = 0.7
 
 
 def vocab_size_for(depth: int) -> int:
-    """Largest power of two up to 256 * depth^2, within 1,024 and 32,768.
+    """Power of two nearest to 640 * depth^1.5, within 1,024 and 32,768.
 
-    With width 64 * depth the head then costs at most a quarter of the matmul FLOPs: V / (768 * depth^2 + V) <= 1/4.
+    At depths 3 and 4, for the same text, 4,096 ids gave lower scores than 2,048 (lab/LOG.md); 32,768 is usual at the depths
+    of GPT-2. The head then takes 40 % of the matmul FLOPs at depth 2, a quarter at depth 4 and a fifth at depth 12.
 
-    >>> [vocab_size_for(d) for d in (1, 2, 4, 6, 8, 12, 20)]
-    [1024, 1024, 4096, 8192, 16384, 32768, 32768]
+    >>> [vocab_size_for(d) for d in (1, 2, 3, 4, 6, 8, 12, 20)]
+    [1024, 2048, 4096, 4096, 8192, 16384, 32768, 32768]
     """
-    largest = 2 ** int(math.log2(256 * depth * depth))
-    return min(32768, max(1024, largest))
+    return min(32768, max(1024, 2 ** round(math.log2(640 * depth**1.5))))
+
+
+def depth_for(total_flops: float) -> int:
+    """Depth that is expected to end with the lowest score when so many FLOPs are spent on it.
+
+    Matrices and head (`count.num_scaling_params`) near ``1.4 M * (C / 2.8e13)^0.5``: the best of depths 2, 3 and 4 at
+    C = 2.8e13, a minute or two on two CPU cores (lab/LOG.md), and the exponent of Hoffmann et al. 2022 (arXiv 2203.15556).
+    That is 2 tokens a parameter. Long runs want more of them (`TOKENS_PER_PARAM`), so this is for runs of minutes.
+
+    >>> [depth_for(c) for c in (1e12, 2.8e13, 1.4e14, 1e15)]
+    [1, 3, 4, 7]
+    """
+    best = DEPTH_PARAMS * (total_flops / DEPTH_FLOPS) ** 0.5
+
+    def distance(depth: int) -> float:
+        width = 64 * depth
+        return abs(math.log((12 * depth * width**2 + vocab_size_for(depth) * width) / best))
+
+    return min(range(1, 33), key=distance)
 
 
 def seq_len_for(depth: int) -> int:

@@ -20,11 +20,13 @@ from firstlight.train.dial import (
     TOKENS_PER_PARAM,
     UNEMBEDDING_LR,
     batch_tokens_for,
+    depth_for,
     seq_len_for,
     vocab_size_for,
 )
 
 HorizonKind = Literal["steps", "tokens", "flops", "minutes", "tokens_per_param"]
+
 
 @dataclass(frozen=True)
 class PlanLine:
@@ -199,7 +201,7 @@ def make_plan(
     line(
         "vocab_size",
         f"{vocab:,}",
-        "given" if vocab_size else "largest power of two with the head at a quarter of the matmul FLOPs at most",
+        "given" if vocab_size else "power of two nearest to 640 * depth^1.5, at most 32,768 (lab/LOG.md)",
     )
     rows_len = seq_len or seq_len_for(depth)
     line(
@@ -319,7 +321,13 @@ def make_plan(
         f"{num_tokens:,}",
         f"{num_tokens / scaling_params:.1f} tokens a parameter (matrices and head: {scaling_params:,})",
     )
-    line("total_flops", f"{num_tokens * flops_per_token:.3g}", "num_tokens * flops_per_token")
+    better = depth_for(num_tokens * flops_per_token)
+    line(
+        "total_flops",
+        f"{num_tokens * flops_per_token:.3g}",
+        "num_tokens * flops_per_token"
+        + (f"; on so few, --depth {better} is expected to end lower (lab/LOG.md)" if better < depth else ""),
+    )
     line(
         "time",
         _duration(num_tokens / rate),
