@@ -115,3 +115,11 @@ def test_memory_is_that_of_the_machine():
     assert found is not None
     assert total == pytest.approx(int(found.group(1)) * 1024, rel=0.01)
     assert 1 <= environment.num_usable_cpus() <= os.cpu_count()
+
+
+def test_a_child_gets_the_environment_with_changes_and_ours_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRSTLIGHT_RUNS", "here")
+    child = environment.child_environment({"FIRSTLIGHT_RUNS": "there", "NEW_ONE": "1"})
+    assert (child["FIRSTLIGHT_RUNS"], child["NEW_ONE"], child["PATH"]) == ("there", "1", os.environ["PATH"])
+    assert os.environ["FIRSTLIGHT_RUNS"] == "here"
+    assert "NEW_ONE" not in os.environ

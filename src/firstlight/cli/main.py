@@ -40,7 +40,17 @@ runs.command("firstlight.cli.runs:list_", name="list")
 runs.command("firstlight.cli.runs:show", name="show")
 runs.command("firstlight.cli.runs:report", name="report")
 
-for group in (train, data, tokenizer, evaluate, runs):
+bench = App(name="bench")
+bench.command("firstlight.cli.bench:step", name="step")
+bench.command("firstlight.cli.bench:loss", name="loss")
+bench.command("firstlight.cli.bench:optim", name="optim")
+bench.command("firstlight.cli.bench:data", name="data")
+bench.command("firstlight.cli.bench:decode", name="decode")
+bench.command("firstlight.cli.bench:evaluate", name="eval")
+bench.command("firstlight.cli.bench:launch", name="launch")
+bench.command("firstlight.cli.bench:all_", name="all")
+
+for group in (train, data, tokenizer, evaluate, runs, bench):
     app.command(group)
 app.command("firstlight.cli.plan:plan", name="plan")
 app.command("firstlight.cli.sample:sample", name="sample")

@@ -67,6 +67,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def child_environment(changes: dict[str, str]) -> dict[str, str]:
+    """This process's environment with some variables changed, for a process that is started from here."""
+    return {**os.environ, **changes}
+
+
 def git_commit() -> str | None:
     """Commit of the source tree that this package runs from, with ``-dirty`` where it has changes; None outside git."""
     here = Path(__file__).resolve().parent

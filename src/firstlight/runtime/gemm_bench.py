@@ -78,7 +78,7 @@ class GemmBench:
         self.gemms = tuple(gemms)
         self._device = device
         self._share_s = share_s
-        self._operands = {gemm.shape: _operands(gemm, device) for gemm in gemms}
+        self._operands = {gemm.shape: operands_of(gemm, device) for gemm in gemms}
         self._times: dict[tuple[object, ...], list[float]] = {shape: [] for shape in self._operands}
 
     def run_round(self) -> None:
@@ -157,8 +157,8 @@ def by_kind(gemms: Iterable[Gemm]) -> Mapping[str, int]:
     return found
 
 
-def _operands(gemm: Gemm, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``a``, ``b`` and room for the product, laid out as the step has them."""
+def operands_of(gemm: Gemm, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``a`` (M, K), ``b`` (K, N) and room for the product (M, N), with ``batch`` in front, laid out as the step has them."""
     generator = torch.Generator().manual_seed(0)
     lead = (gemm.batch,) if gemm.batch else ()
 
