@@ -82,6 +82,15 @@ def test_only_float16_has_a_loss_scale():
         assert (parts.scaler is not None) == has_scaler
 
 
+def test_fp8_switches_matrices_and_says_how_many():
+    plan = plan_of()
+    parts = assemble(plan, CPU, compiled=False, seed=3, checkpoint_activations=False, fp8=True)
+    assert parts.notes[-1].startswith("fp8: ")
+    plain = assemble(plan, CPU, compiled=False, seed=3, checkpoint_activations=False)
+    assert list(parts.model.state_dict()) == list(plain.model.state_dict())
+    assert not any("fp8" in note for note in plain.notes)
+
+
 @pytest.mark.slow
 def test_compiled_trunk_gives_what_the_plain_one_gives():
     plan = plan_of()

@@ -35,6 +35,11 @@ def test_given_values_reach_the_plan():
     assert (plan.matrix_lr, plan.eval_every, plan.grad_clip) == (0.5, 3, 0.0)
 
 
+def test_fp8_is_refused_where_the_device_has_none():
+    with pytest.raises(ConfigError, match=r"--fp8: a device of type cpu has no 8-bit"):
+        plan_from_settings(BaseSettings(depth=2, num_iterations=9, fp8=True), runtime=CPU)
+
+
 def test_memory_of_a_cpu_is_shared_by_its_processes():
     whole = device_memory_bytes(CPU)
     assert whole is None or device_memory_bytes(Runtime(device=torch.device("cpu"), world_size=2)) == whole // 2

@@ -269,7 +269,7 @@ class _BaseRun:
         settings, runtime, console = self.settings, self.runtime, self.console
         parts = assemble(
             plan, runtime, compiled=self.record.config["compiled"], seed=settings.seed,
-            checkpoint_activations=settings.activation_checkpointing,
+            checkpoint_activations=settings.activation_checkpointing, fp8=settings.fp8,
         )  # fmt: skip
         for sentence in parts.notes:
             self.note(sentence)

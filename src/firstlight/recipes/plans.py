@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from firstlight.errors import Problems
 from firstlight.model.attention import choose_kernel
+from firstlight.model.fp8 import check_fp8
 from firstlight.recipes.settings import HORIZONS, BaseSettings, flag
 from firstlight.runtime import environment, precision
 from firstlight.runtime.context import Runtime, choose_device
@@ -55,6 +56,8 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
 
     Raises ConfigError that names every mistake.
     """
+    if settings.fp8:
+        check_fp8(runtime.device, runtime.compute_dtype)
     rate = EXPECTED_MFU * precision.expected_flops_per_s(runtime.device, runtime.compute_dtype)
     return make_plan(
         settings.depth,

@@ -94,6 +94,8 @@ class BaseSettings:
     """auto, cpu, cuda or mps."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Dtype of the matmuls; weights and optimizer stay in float32."""
+    fp8: bool = False
+    """Multiply the blocks' matrices in 8-bit floating point while training (NVIDIA GPUs from compute capability 8.9)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile: auto is on where a compiler is found and the run is long enough to pay for it."""
     activation_checkpointing: bool = False
