@@ -8,18 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from firstlight.errors import ConfigError
 from firstlight.model import count
-from firstlight.optim.schedule import Hyper
-from firstlight.recipes.assemble import assemble
 from firstlight.recipes.bench import step
-from firstlight.recipes.bench.common import bench_plan, random_batches
+from firstlight.recipes.bench.common import bench_plan
 from firstlight.runtime.gemm_bench import total_flops
-
-
-def make_bench(options, runtime) -> step._Bench:
-    plan = bench_plan(options)
-    parts = assemble(plan, runtime, compiled=False, seed=0, checkpoint_activations=False)
-    return step._Bench(plan, runtime, parts, random_batches(plan, runtime, num=4, seed=0), Hyper())
 
 
 def test_the_figures_follow_from_the_times(tiny_options, cpu) -> None:
@@ -45,7 +38,7 @@ def test_the_figures_follow_from_the_times(tiny_options, cpu) -> None:
 def test_the_products_of_the_list_are_those_of_the_step(tiny_options, cpu, preset) -> None:
     """In bf16, since torch does not count `addmm_`; gates are the only ones beside the list."""
     runtime = replace(cpu, compute_dtype=torch.bfloat16)
-    bench = make_bench(replace(tiny_options, preset=preset, total_batch_size=132, dtype="bf16"), runtime)
+    bench = step.make_step_bench(replace(tiny_options, preset=preset, total_batch_size=132, dtype="bf16"), runtime)
     with FlopCounterMode(display=False) as counter:
         bench.step()
     gates = sum(p.numel() for name, p in bench.parts.model.named_parameters() if name.endswith("_gate.weight"))
@@ -55,7 +48,7 @@ def test_the_products_of_the_list_are_those_of_the_step(tiny_options, cpu, prese
 
 
 def test_a_step_in_pieces_trains_as_a_whole_step_does(tiny_options, cpu) -> None:
-    whole, pieces = make_bench(tiny_options, cpu), make_bench(tiny_options, cpu)
+    whole, pieces = step.make_step_bench(tiny_options, cpu), step.make_step_bench(tiny_options, cpu)
     whole.step()
     times = pieces.pieces()
     assert list(times) == ["forward", "loss", "backward", "optimizer"]
@@ -65,6 +58,11 @@ def test_a_step_in_pieces_trains_as_a_whole_step_does(tiny_options, cpu) -> None
 
 
 def test_micro_batches_are_taken_in_turn(tiny_options, cpu) -> None:
-    bench = make_bench(replace(tiny_options, total_batch_size=132), cpu)
+    bench = step.make_step_bench(replace(tiny_options, total_batch_size=132), cpu)
     assert bench.step().num_targets == 132
     assert bench.num_done == 1
+
+
+def test_no_step_is_refused(tiny_options, cpu) -> None:
+    with pytest.raises(ConfigError, match="--steps 0"):
+        step.bench_step(tiny_options, cpu, num_steps=0)

@@ -13,6 +13,7 @@ from statistics import median
 import torch
 
 from firstlight.data.batch import Batch
+from firstlight.errors import ConfigError
 from firstlight.model import count
 from firstlight.model.attention import choose_kernel
 from firstlight.model.gemms import step_gemms
@@ -45,17 +46,19 @@ NUM_BATCHES = 4
 
 
 @dataclass
-class _Bench:
-    """Everything that a step needs, and the step."""
+class StepBench:
+    """Everything that a step needs, and the step. why: the reason why it is compiled, or not."""
 
     plan: Plan
     runtime: Runtime
     parts: Parts
     batches: list[Batch]
     hyper: Hyper
+    why: str
     num_done: int = 0
 
     def step(self) -> StepStats:
+        """`train_step` on the next of the made-up batches, in turn."""
         first = self.num_done * self.plan.num_micro_batches
         self.num_done += 1
         chosen = [self.batches[(first + i) % len(self.batches)] for i in range(self.plan.num_micro_batches)]
@@ -111,14 +114,29 @@ def gemms_of(plan: Plan, runtime: Runtime, parts: Parts) -> list[Gemm]:
     )
 
 
-def bench_step(options: BenchOptions, runtime: Runtime, *, num_steps: int = 20) -> Report:
-    """Time ``num_steps`` training steps (after the first and WARM_UP_STEPS more) in ``options.rounds`` rounds."""
+def make_step_bench(options: BenchOptions, runtime: Runtime) -> StepBench:
+    """Model, optimizer and batches as a long training run with these options would have them, before their first step.
+
+    Raises ConfigError for what cannot work.
+    """
     plan = bench_plan(options)
     compiled, why = compile_choice(options, plan, runtime)
-    started_s = time.perf_counter()
     parts = assemble(plan, runtime, compiled=compiled, seed=options.seed, checkpoint_activations=False)
     hyper = Hyper(momentum=plan.momentum_end, weight_decay=plan.weight_decay, grad_clip=plan.grad_clip)
-    bench = _Bench(plan, runtime, parts, random_batches(plan, runtime, num=NUM_BATCHES, seed=options.seed), hyper)
+    batches = random_batches(plan, runtime, num=NUM_BATCHES, seed=options.seed)
+    return StepBench(plan, runtime, parts, batches, hyper, why)
+
+
+def bench_step(options: BenchOptions, runtime: Runtime, *, num_steps: int = 20) -> Report:
+    """Time ``num_steps`` training steps (after the first and WARM_UP_STEPS more) in ``options.rounds`` rounds.
+
+    Raises ConfigError for what cannot work.
+    """
+    if num_steps < 1:
+        raise ConfigError(f"--steps {num_steps} measures nothing", hint="the smallest is 1; 20 give a steady median")
+    started_s = time.perf_counter()
+    bench = make_step_bench(options, runtime)
+    plan, parts = bench.plan, bench.parts
     build_s = time.perf_counter() - started_s
     first_s = bench.step().elapsed_s
     for _ in range(WARM_UP_STEPS):
@@ -151,7 +169,7 @@ def bench_step(options: BenchOptions, runtime: Runtime, *, num_steps: int = 20) 
         report.line("peak memory of the device", format_bytes(memory.peak_bytes), "tensors of this process, at most")
     report.line("peak memory of the process", format_bytes(rss_bytes or 0), "resident, compilation included")
     report.line("first step", f"{first_s:,.1f} s", "compiles, where something is compiled; not in the figures above")
-    report.notes = [RANDOM_IDS, why, *parts.notes]
+    report.notes = [RANDOM_IDS, bench.why, *parts.notes]
     return report
 
 
