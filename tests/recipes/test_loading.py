@@ -204,7 +204,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(run_dir: Path) -> None:
     [
         ({}, "config.model is missing"),
         ({"model": {"n_layer": 1}}, "'vocab_size' is missing"),
-        ({"model": asdict(CONFIG) | {"smear": True}}, "unknown key 'smear'"),
+        ({"model": asdict(CONFIG) | {"blur": True}}, "unknown key 'blur'"),
         ({"model": asdict(CONFIG) | {"n_head": 3}}, "n_head 3"),
     ],
 )

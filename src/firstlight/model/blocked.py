@@ -47,7 +47,7 @@ def blocked_scores(seq_len: int, window: int | None = None) -> int:
     first to its last query's own.
 
     >>> blocked_scores(256) / 256**2, blocked_scores(512, window=128) / 512**2
-    (0.75, 0.43701171875)
+    (0.75, 0.43603515625)
     """
     blocks = query_blocks(seq_len, num_past=0, window=window)
     return sum((last - first) * (last - first_key) for first, last, first_key in blocks)

@@ -49,7 +49,7 @@ def depth_for(total_flops: float) -> int:
     That is 2 tokens a parameter. Long runs want more of them (`TOKENS_PER_PARAM`), so this is for runs of minutes.
 
     >>> [depth_for(c) for c in (1e12, 2.8e13, 1.4e14, 1e15)]
-    [1, 3, 4, 7]
+    [1, 3, 4, 5]
     """
     best = DEPTH_PARAMS * (total_flops / DEPTH_FLOPS) ** 0.5
 
