@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from firstlight.model import count
-
 from firstlight.model.config import GATE_CHANNELS, GPTConfig
 from firstlight.model.gemms import attention_gemms, head_gemms, linear_gemms, step_gemms
 from firstlight.model.init import build_gpt
