@@ -26,11 +26,12 @@ from firstlight.runtime.context import Runtime
 class UpdateResult:
     """What became of one call of `MuonAdamW.step`.
 
-    grad_norm: global norm over all ranks' summed gradients times ``grad_scale``, before clipping; 0-d float32.
+    grad_norm: global norm over all ranks' summed gradients times ``grad_scale``, before clipping. Read from
+        the device once, before anything is updated: a GPU then works on the update while the next step is prepared.
     applied: False where that norm was not finite; then no weight and no state has changed, on any rank.
     """
 
-    grad_norm: torch.Tensor
+    grad_norm: float
     applied: bool
 
 
@@ -150,11 +151,10 @@ class MuonAdamW:
                 self.runtime.sum_(grad)
 
         everything = [stack.work_KMN for stack in self._stacks] + [grad for grads in adam_grads for grad in grads]
-        grad_norm = torch.stack(torch._foreach_norm(everything)).norm() * grad_scale
-        norm = float(grad_norm)
+        norm = float(torch.stack(torch._foreach_norm(everything)).norm() * grad_scale)
         if not math.isfinite(norm):
             # Sums over ranks spread a NaN or Inf to all of them, so every rank takes this branch.
-            return UpdateResult(grad_norm, applied=False)
+            return UpdateResult(norm, applied=False)
 
         factor = grad_scale
         if hyper.grad_clip > 0 and norm > hyper.grad_clip:
@@ -164,7 +164,7 @@ class MuonAdamW:
         for state, grads in zip(self._adams, adam_grads, strict=True):
             self._update_adam(state, grads, hyper, factor)
         self.num_updates += 1
-        return UpdateResult(grad_norm, applied=True)
+        return UpdateResult(norm, applied=True)
 
     def _update_stack(self, stack: _Stack, hyper: Hyper, factor: float) -> None:
         group = stack.group

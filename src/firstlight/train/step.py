@@ -121,7 +121,7 @@ def train_step(
         skipped = f"loss is {loss_nats}"
     else:
         result = optimizer.step(hyper, grad_scale=1 / (num_targets * loss_scale))
-        grad_norm = float(result.grad_norm)
+        grad_norm = result.grad_norm
         if not result.applied:
             skipped = f"gradient norm is {grad_norm}"
         if scaler:
