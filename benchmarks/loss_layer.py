@@ -1,6 +1,6 @@
 """Time and memory of the loss layer, against its three matrix products alone and against whole logits.
 
-    python benchmarks/loss_layer.py                     the table below for this machine, then one JSON object
+    python benchmarks/loss_layer.py                     a table, benchmarks/results/loss_layer.json and BENCHMARKS.md
     python benchmarks/loss_layer.py --vocab 8192 --dtype bf16 --threads 1 --rounds 9
 
 Variants, forward and backward of the summed loss of N tokens:
@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import results
 import torch
 
 from firstlight.train.loss import default_chunk_rows, summed_cross_entropy
@@ -141,12 +141,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="write the result to this file instead of results/")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
     if args.only:
-        rows = args.rows or default_chunk_rows(args.vocab[0])
+        rows = min(args.tokens, args.rows or default_chunk_rows(args.vocab[0]))
         case = {"tokens": args.tokens, "width": args.width, "vocab": args.vocab[0], "dtype": DTYPES[args.dtype[0]]}
         case |= {"rows": rows, "device": args.device}
         if args.only == "time":
@@ -155,7 +156,7 @@ def main() -> None:
             print(json.dumps({"bytes": memory_of(args.only, case, args.device)}))
         return
 
-    results = []
+    found = []
     print(f"N={args.tokens} tokens, D={args.width}, {args.threads} threads, {args.device}, torch {torch.__version__}")
     print(f"{'V':>6} {'dtype':5} {'variant':16} {'wall ms':>9} {'cpu ms':>9} {'x products (cpu)':>17} {'extra MB':>9}")
     for vocab in args.vocab:
@@ -168,14 +169,38 @@ def main() -> None:
                 memory = 0 if name == "products" else child([*common, "--only", name])["bytes"]
                 ratio = times[name]["cpu_s"] / times["products"]["cpu_s"]
                 row = {"vocab": vocab, "dtype": dtype, "variant": name, **times[name], "x_products": ratio}
-                results.append(row | {"extra_bytes": memory, "rows": args.rows or default_chunk_rows(vocab)})
+                found.append(row | {"extra_bytes": memory, "rows": args.rows or default_chunk_rows(vocab)})
                 print(
                     f"{vocab:6} {dtype:5} {name:16} {times[name]['wall_s'] * 1e3:9.1f} {times[name]['cpu_s'] * 1e3:9.1f}"
                     f" {ratio:17.2f} {memory / 1e6:9.1f}",
                     flush=True,
                 )
-    machine = {"machine": platform.machine(), "processor": platform.processor(), "threads": args.threads}
-    print(json.dumps({"benchmark": "loss_layer", "torch": torch.__version__, **machine, "results": results}))
+    write(found, args)
+
+
+def write(found: list[dict], args: argparse.Namespace) -> None:
+    """The table of ratios and memory, a row for each vocabulary and dtype, in the common form."""
+    shown = [name for name in reversed(VARIANTS) if name != "products"]
+    rows = []
+    for first in (each for each in found if each["variant"] == "products"):
+        same = {e["variant"]: e for e in found if (e["vocab"], e["dtype"]) == (first["vocab"], first["dtype"])}
+        cells = [f"{same[name]['x_products']:.2f}x, {same[name]['extra_bytes'] / 1e6:,.0f} MB" for name in shown]
+        rows.append([f"{first['vocab']:,} {first['dtype']}", f"{first['cpu_s'] * 1e3:.1f}", *cells])
+    results.write_result(
+        "loss_layer",
+        title="Loss layer: time against its three bare matrix products, and extra memory",
+        command=f"python benchmarks/loss_layer.py --threads {args.threads}",
+        columns=["V, dtype", "products alone, ms", *shown],
+        rows=rows,
+        notes=[
+            f"N = {args.tokens:,} tokens, D = {args.width}, {args.threads} threads, {args.device}; processor time of the "
+            f"best of {args.rounds} rounds in turns.",
+            "`chunked` is firstlight's, `whole` makes the logits of all tokens at once and leaves the rest to autograd.",
+        ],
+        figures={f"{each['vocab']}_{each['dtype']}_{each['variant']}": each for each in found},
+        device=args.device,
+        path=args.json,
+    )
 
 
 if __name__ == "__main__":

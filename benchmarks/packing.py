@@ -4,21 +4,19 @@
 
 Trains a tokenizer on the corpus, builds a token store (in a temporary folder unless --cache-dir is given), packs the
 training side at T = 512 and T = 2048, and checks by reading every row that each id of each document is a target once.
-Prints a table and one JSON object.
+Prints a table and writes benchmarks/results/packing.json (or --json FILE) and BENCHMARKS.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
+import results
 
 from firstlight.data.build import build_store
 from firstlight.data.loader import Loader
@@ -29,7 +27,7 @@ from firstlight.data.sources.reading import read_documents
 from firstlight.data.split import resolve_for, split_documents, split_shards
 from firstlight.data.stats import packing_stats
 from firstlight.data.store import TokenStore
-from firstlight.runtime.environment import cpu_name, num_usable_cpus
+from firstlight.runtime.environment import num_usable_cpus
 from firstlight.tokens.bpe import Tokenizer, train_tokenizer
 
 SEQ_LENS = (512, 2048)
@@ -108,7 +106,7 @@ def main() -> None:
     parser.add_argument("--val", default="last")
     parser.add_argument("--train-mb", type=float, default=16, help="text that the tokenizer is trained on, MB")
     parser.add_argument("--cache-dir", type=Path, help="keep the token store here")
-    parser.add_argument("--json", type=Path, help="also write the JSON object to this file")
+    parser.add_argument("--json", type=Path, help="write the result to this file instead of results/")
     args = parser.parse_args()
     tokenizer = corpus_tokenizer(args.data, vocab_size=args.vocab_size, max_bytes=int(args.train_mb * 1e6))
     with tempfile.TemporaryDirectory() as temporary:
@@ -118,39 +116,44 @@ def main() -> None:
             num_workers=num_usable_cpus(),
         )  # fmt: skip
         build_s = time.perf_counter() - start
-        results = [
+        found = [
             measure(store, tokenizer.bos_id, val=args.val, packing=packing, seq_len=seq_len)
             for seq_len in SEQ_LENS
             for packing in PACKINGS
         ]
         text_bytes = sum(shard.manifest["text_bytes"] for shard in store.shards())
-        report = {
-            "cpu": cpu_name(),
-            "cpus": num_usable_cpus(),
-            "torch": torch.__version__,
-            "data": args.data.name,
-            "data_hash": store.data_hash,
+        data_hash = store.data_hash
+    columns = {
+        "packing": "{packing}", "T": "{seq_len:,}", "rows": "{rows:,}", "tokens used": "{tokens_used_frac:.4%}",
+        "places filled": "{positions_filled_frac:.4%}", "places padded": "{positions_padded:,}",
+        "times each id is a target": "{times_as_target_min} to {times_as_target_max}", "crops": "{crops:,}",
+        "rows that begin at BOS": "{rows_begin_at_bos_frac:.1%}", "packing rows/s": "{packing_rows_per_s:,.0f}",
+        "loader rows/s": "{loader_rows_per_s:,.0f}",
+        f"loader against {TRAINING_TOKENS_PER_S:,} tokens/s of training": "{times_training_needs:,.0f}x",
+    }  # fmt: skip
+    rows = [[text.format(**each) for text in columns.values()] for each in found]
+    results.show(tuple(columns), rows)
+    results.write_result(
+        "packing",
+        title="Packing and loader: rows, tokens lost, rows/s",
+        command=f"python benchmarks/packing.py DIR --vocab-size {args.vocab_size}",
+        columns=tuple(columns),
+        rows=rows,
+        notes=[
+            f"Corpus: `{args.data.name}`, {found[0]['documents']:,} training documents, {found[0]['tokens']:,} tokens.",
+            "The padded places are the ends of the last rows of the shards (they carry no loss).",
+            f"Building the token store: {build_s:.1f} s for {text_bytes / 1e6:,.0f} MB of text with {num_usable_cpus()} "
+            f"workers ({text_bytes / 1e6 / build_s:.1f} MB/s).",
+        ],
+        figures={
+            "data_hash": data_hash,
             "vocab_size": args.vocab_size,
-            "val": args.val,
             "build_s": build_s,
             "build_mb_per_s": text_bytes / 1e6 / build_s,
-            "results": results,
-        }
-    columns = {
-        "packing": "{packing}", "T": "{seq_len}", "rows": "{rows:,}", "tokens used": "{tokens_used_frac:.4%}",
-        "filled": "{positions_filled_frac:.4%}", "padded": "{positions_padded:,}", "crops": "{crops:,}",
-        "target min-max": "{times_as_target_min}-{times_as_target_max}", "BOS first": "{rows_begin_at_bos_frac:.1%}",
-        "packing rows/s": "{packing_rows_per_s:,.0f}", "loader rows/s": "{loader_rows_per_s:,.0f}",
-        f"x {TRAINING_TOKENS_PER_S:,} tok/s": "{times_training_needs:,.0f}",
-    }  # fmt: skip
-    lines = [list(columns), *([text.format(**result) for text in columns.values()] for result in results)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    for line in lines:
-        sys.stdout.write("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) + "\n")
-    text = json.dumps(report)
-    sys.stdout.write(text + "\n")
-    if args.json:
-        args.json.write_text(text + "\n", encoding="utf-8")
+            **{f"{each['packing']}_{each['seq_len']}": each for each in found},
+        },
+        path=args.json,
+    )
 
 
 if __name__ == "__main__":
