@@ -23,6 +23,7 @@ from firstlight.recipes.assemble import Parts, Rates, assemble, choose_compile, 
 from firstlight.recipes.plans import horizon_of, plan_from_settings
 from firstlight.recipes.prepare import PreparedData, check_amounts, describe_skips, describe_source, prepare_data
 from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
+from firstlight.recipes.profiling import profiled
 from firstlight.recipes.report import write_report
 from firstlight.recipes.settings import BaseSettings
 from firstlight.recipes.sink import RunSink, open_sink
@@ -325,6 +326,8 @@ class _BaseRun:
                 sink=sink, probes=probes, hidden=parts.hidden, scaler=parts.scaler, compiled_loss=parts.compiled,
                 documents_of=loader.documents_of, nonfinite_limit=settings.nonfinite_limit,
             )  # fmt: skip
+            if settings.profile and runtime.is_main:
+                stack.enter_context(profiled(trainer, self.run_dir / "profile", console=console))
             # Last of all, because compiling draws random numbers. Base training needs none; a probe or a later stage may.
             torch.manual_seed(settings.seed)
             set_rng_tensors(self.rng, runtime.device)

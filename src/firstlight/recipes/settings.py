@@ -87,6 +87,8 @@ class BaseSettings:
     """Steps between console lines; metrics.jsonl has each step. [a line every 5 seconds]"""
     tracker: Literal["wandb", "tensorboard", "trackio"] | None = None
     """Also send metrics to this tracker (an extra: pip install "firstlight[wandb]")."""
+    profile: bool = False
+    """Note where the time of three steps goes: a table, and runs/NAME/profile/ with it and a trace."""
 
     seed: int = 1337
     """Seed of initial weights, packing and order of the data."""
@@ -110,7 +112,7 @@ class BaseSettings:
 
 RESUME_MAY_CHANGE = frozenset({
     "run", "resume", "num_iterations", "tokens", "flops", "minutes", "tokens_per_param", "device_batch_size", "eval_every",
-    "eval_documents", "sample_every", "save_every", "keep", "log_every", "tracker", "device", "compile",
+    "eval_documents", "sample_every", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
     "activation_checkpointing", "threads", "workers", "nonfinite_limit",
 })  # fmt: skip
 """Settings that a resumed run may change (each change is logged). The others would make it another run and are refused."""

@@ -22,6 +22,7 @@ from firstlight.train.plan import Horizon, Plan, make_plan
 
 LONG_RUN_STEPS = 1_000_000
 """A horizon for which `choose_compile` takes what training at length would take."""
+SMALLEST_VOCABULARY = 2
 COPY_BYTES = 64 * 2**20
 RANDOM_IDS = "ids are random: rates do not depend on the text, losses mean nothing"
 
@@ -108,6 +109,11 @@ def bench_plan(options: BenchOptions) -> Plan:
     """The plan of a long run with these options. Raises ConfigError for what cannot work."""
     if options.rounds < 1:
         raise ConfigError(f"--rounds {options.rounds} measures nothing", hint="the smallest is 1; 5 give a median")
+    if options.vocab_size is not None and options.vocab_size < SMALLEST_VOCABULARY:
+        raise ConfigError(
+            f"--vocab-size {options.vocab_size} is too small for made-up ids",
+            hint=f"the smallest is {SMALLEST_VOCABULARY}",
+        )
     made = make_plan(
         options.depth,
         horizon=Horizon("steps", LONG_RUN_STEPS),
@@ -185,7 +191,7 @@ def describe_peaks(found: Mapping[str, Any]) -> str:
 def describe_model(plan: Plan, preset: str) -> str:
     """The model in one line."""
     m = plan.model
-    return f"depth {plan.depth}, {preset}, width {m.n_embd}, {m.n_head} heads of {m.head_dim}, V {m.vocab_size:,}, T {plan.seq_len}"
+    return f"depth {plan.depth}, {preset}, width {m.n_embd}, {m.n_head} head{'s' * (m.n_head > 1)} of {m.head_dim}, V {m.vocab_size:,}, T {plan.seq_len}"
 
 
 def ratio(a: float, b: float) -> float:
