@@ -50,6 +50,8 @@ def test_the_plan_has_the_asked_shape(tiny_options) -> None:
     assert from_depth.total_batch_size == 2 * from_depth.seq_len
     with pytest.raises(ConfigError, match="--rounds 0"):
         common.bench_plan(replace(tiny_options, rounds=0))
+    with pytest.raises(ConfigError, match="--threads 0"):
+        common.bench_plan(replace(tiny_options, threads=0))
     with pytest.raises(ConfigError, match="--vocab-size 1"):
         common.bench_plan(replace(tiny_options, vocab_size=1))
 

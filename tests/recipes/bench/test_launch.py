@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.errors import DataError
+from firstlight.errors import ConfigError, DataError
 from firstlight.recipes.bench.launch import bench_launch, first_step_unix_s, launch_arguments
 
 
@@ -44,5 +44,10 @@ def test_one_cold_and_one_warm_launch(tiny_options) -> None:
 
 
 def test_a_launch_that_fails_says_why(tiny_options) -> None:
-    with pytest.raises(DataError, match=r"cold-0 failed.*--device"):
+    with pytest.raises(ConfigError, match=r"cold-0 failed.*--device"):
         bench_launch(replace(tiny_options, device="none"), rounds=1)
+
+
+def test_no_round_is_refused_before_anything_starts(tiny_options) -> None:
+    with pytest.raises(ConfigError, match="--rounds 0"):
+        bench_launch(replace(tiny_options, rounds=0))

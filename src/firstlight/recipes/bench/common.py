@@ -109,6 +109,8 @@ def bench_plan(options: BenchOptions) -> Plan:
     """The plan of a long run with these options. Raises ConfigError for what cannot work."""
     if options.rounds < 1:
         raise ConfigError(f"--rounds {options.rounds} measures nothing", hint="the smallest is 1; 5 give a median")
+    if options.threads is not None and options.threads < 1:
+        raise ConfigError(f"--threads {options.threads} cannot work", hint="the smallest is 1; leave it away for all")
     if options.vocab_size is not None and options.vocab_size < SMALLEST_VOCABULARY:
         raise ConfigError(
             f"--vocab-size {options.vocab_size} is too small for made-up ids",
@@ -191,7 +193,10 @@ def describe_peaks(found: Mapping[str, Any]) -> str:
 def describe_model(plan: Plan, preset: str) -> str:
     """The model in one line."""
     m = plan.model
-    return f"depth {plan.depth}, {preset}, width {m.n_embd}, {m.n_head} head{'s' * (m.n_head > 1)} of {m.head_dim}, V {m.vocab_size:,}, T {plan.seq_len}"
+    heads = "1 head" if m.n_head == 1 else f"{m.n_head} heads"
+    return (
+        f"depth {plan.depth}, {preset}, width {m.n_embd}, {heads} of {m.head_dim}, V {m.vocab_size:,}, T {plan.seq_len}"
+    )
 
 
 def ratio(a: float, b: float) -> float:

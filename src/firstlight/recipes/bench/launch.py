@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from firstlight.errors import DataError
-from firstlight.recipes.bench.common import Report, Timing
+from firstlight.errors import ConfigError, DataError
+from firstlight.recipes.bench.common import Report, Timing, bench_plan
 from firstlight.recipes.bench.data import write_texts
 from firstlight.recipes.bench.options import BenchOptions
 from firstlight.runtime import environment
@@ -47,7 +47,7 @@ def launch_arguments(options: BenchOptions, data: Path, name: str) -> list[str]:
 
 
 def launch(options: BenchOptions, *, folder: Path, data: Path, name: str, compile_cache: Path) -> tuple[float, float]:
-    """Start one training run and wait for its end: seconds to its first step, and in all. Raises DataError where it fails."""
+    """Start one training run and wait for its end: seconds to its first step, and in all. Raises ConfigError or DataError where it fails."""
     changes = {
         "FIRSTLIGHT_RUNS": str(folder / "runs"),
         "FIRSTLIGHT_CACHE": str(folder / f"cache_{name}"),
@@ -60,12 +60,17 @@ def launch(options: BenchOptions, *, folder: Path, data: Path, name: str, compil
     )  # fmt: skip
     total_s = time.perf_counter() - start
     if done.returncode != 0:
-        raise DataError(f"the launch {name} failed: {done.stderr.strip()[-500:]}")
+        kind = ConfigError if done.returncode == ConfigError.exit_code else DataError
+        raise kind(f"the launch {name} failed: {done.stderr.strip().removeprefix('error: ')[-500:]}")
     return first_step_unix_s(folder / "runs" / name) - started_s, total_s
 
 
 def bench_launch(options: BenchOptions, *, rounds: int | None = None) -> Report:
-    """Launch cold, then warm from the same cache of compiled code; ``rounds`` times (the tokens are made anew each time)."""
+    """Launch cold, then warm from the same cache of compiled code; ``rounds`` times (the tokens are made anew each time).
+
+    Raises ConfigError for what cannot work, DataError where a launch fails otherwise.
+    """
+    bench_plan(options)
     rounds = rounds or min(3, options.rounds)
     times: dict[str, list[float]] = {"cold": [], "warm": []}
     totals: dict[str, list[float]] = {"cold": [], "warm": []}
