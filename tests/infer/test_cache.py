@@ -115,3 +115,12 @@ def test_repeated_rows_are_independent_copies_of_the_prompt() -> None:
     for row in range(3):
         expected_V = model(torch.cat([prompt_1T, next_31[row : row + 1]], dim=1))[0, -1]
         assert (logits_3V[row] - expected_V).abs().max() < 2e-5
+
+
+def test_repeated_rows_may_have_another_dtype() -> None:
+    cache = empty_cache(batch_rows=1)
+    random_gpt()(random_ids(1, 20), cache)
+    rounded = cache.repeat_rows(2, dtype=torch.bfloat16)
+    assert (cache.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(rounded.v_LBGMK[:, 1], cache.v_LBGMK[:, 0].bfloat16())
+    assert torch.equal(rounded.last_ids, cache.last_ids.repeat(2))

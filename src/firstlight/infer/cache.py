@@ -55,6 +55,11 @@ class KVCache:
         """Tokens that there is room for."""
         return self.k_LBGMK.shape[3]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of keys and values."""
+        return self.k_LBGMK.dtype
+
     def append(self, layer: int, k_BGTK: torch.Tensor, v_BGTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the new tokens' keys and values of one layer behind the ``length`` tokens there are.
 
@@ -85,12 +90,16 @@ class KVCache:
         """Keep the last id of every row, (B,) int64."""
         self._last_ids_B = last_ids_B
 
-    def repeat_rows(self, num_rows: int) -> KVCache:
-        """A new cache in which each of ``num_rows`` contexts starts as this cache's only one (a shared prompt)."""
+    def repeat_rows(self, num_rows: int, *, dtype: torch.dtype | None = None) -> KVCache:
+        """A new cache in which each of ``num_rows`` contexts starts as this cache's only one (a shared prompt).
+
+        dtype: of the new cache; None is this one's.
+        """
         assert self.k_LBGMK.shape[1] == 1, "only a cache of one row can be repeated"
-        cache = KVCache(
-            self.k_LBGMK.repeat(1, num_rows, 1, 1, 1), self.v_LBGMK.repeat(1, num_rows, 1, 1, 1), length=self._length
+        k_LBGMK, v_LBGMK = (
+            x.to(dtype or self.dtype).repeat(1, num_rows, 1, 1, 1) for x in (self.k_LBGMK, self.v_LBGMK)
         )
+        cache = KVCache(k_LBGMK, v_LBGMK, length=self._length)
         if self._last_ids_B is not None:
             cache.remember(self._last_ids_B.repeat(num_rows))
         return cache

@@ -1,4 +1,4 @@
-"""Text generation in ids: read the prompt once, then one token a step for all samples.
+"""Text generation in ids: read the prompt once with the model, then one token a step for all samples (`fast`).
 
 Shapes: B samples, T tokens, V vocabulary.
 """
@@ -12,6 +12,7 @@ import torch
 
 from firstlight.errors import ConfigError
 from firstlight.infer.cache import KVCache
+from firstlight.infer.fast import Decoder, decode_dtype
 from firstlight.infer.sampling import check_sampling, sample
 from firstlight.model.gpt import GPT
 from firstlight.model.precision import Linear
@@ -23,7 +24,7 @@ PREFILL_CHUNK = 512
 
 
 def decoding_copy(model: GPT) -> GPT:
-    """A model for decoding: block and head weights already in the compute dtype, so no step casts them again.
+    """A model for inference: block and head weights already in the compute dtype, so no pass casts them again.
 
     Logits are the same to the bit, since the same cast happens once instead of on each step. In float32 nothing is
     copied: the weights are shared. The given model is not changed in any way.
@@ -73,6 +74,7 @@ class Generation(Iterator[list[int]]):
         num_samples: int,
         stop_ids: Iterable[int],
         prefill_chunk: int,
+        compiled: bool,
     ) -> None:
         config = model.config
         check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -107,7 +109,9 @@ class Generation(Iterator[list[int]]):
         self._device = model.lm_head.weight.device
         self._generator = torch.Generator(device=self._device).manual_seed(seed)
         self._model = decoding_copy(model)
+        self._compiled = compiled
         self._cache: KVCache | None = None
+        self._decoder: Decoder | None = None
         self._last_ids: list[int] = []
 
     def __next__(self) -> list[int]:
@@ -143,12 +147,15 @@ class Generation(Iterator[list[int]]):
             device=self._device,
         )
         logits_1V = prefill(self._model, prompt_1T, cache, chunk=self._prefill_chunk)
-        self._cache = cache.repeat_rows(self._num_samples)
+        dtype = decode_dtype(cache.dtype, device_type=self._device.type, batch_rows=self._num_samples)
+        self._cache = cache.repeat_rows(self._num_samples, dtype=dtype)
         return logits_1V.expand(self._num_samples, -1)
 
     def _next_logits(self, cache: KVCache) -> torch.Tensor:
-        ids_B1 = torch.tensor(self._last_ids, dtype=torch.int64, device=self._device)[:, None]
-        return self._model(ids_B1, cache)[:, -1]
+        # Not made before it is needed: many a caller wants one token only.
+        if self._decoder is None:
+            self._decoder = Decoder(self._model, cache, compiled=self._compiled)
+        return self._decoder.next_logits(torch.tensor(self._last_ids, dtype=torch.int64, device=self._device))
 
 
 def generate(
@@ -163,6 +170,7 @@ def generate(
     num_samples: int = 1,
     stop_ids: Iterable[int] = (),
     prefill_chunk: int = PREFILL_CHUNK,
+    compiled: bool = False,
 ) -> Generation:
     """Continue a prompt ``num_samples`` times, independently: an iterator that gives one id per sample per step.
 
@@ -171,6 +179,8 @@ def generate(
 
     Training is not touched: the model's weights, its mode and the global random state stay as they are, and gradients
     are not switched off for the caller between two steps.
+
+    compiled: compile the step, which takes many seconds once for each shape; for long texts only.
 
     Raises ConfigError, before any work, for an empty prompt, one that is longer than the context or has ids outside the
     vocabulary, and for sampling values without meaning.
@@ -186,4 +196,5 @@ def generate(
         num_samples=num_samples,
         stop_ids=stop_ids,
         prefill_chunk=prefill_chunk,
+        compiled=compiled,
     )
