@@ -44,14 +44,13 @@ class NoSpecialTokens:
 def peer_like(ours: GPT, directory: Path) -> tuple[Any, Any]:
     """The peer's model with our weights, and its engine."""
     sys.path.insert(0, str(directory))
+    from nanochat import gpt as peer_gpt
     from nanochat.engine import Engine
-    from nanochat.gpt import GPT as PeerGPT
-    from nanochat.gpt import GPTConfig as PeerConfig
 
     c = ours.config
     with torch.device("meta"):
-        model = PeerGPT(
-            PeerConfig(
+        model = peer_gpt.GPT(
+            peer_gpt.GPTConfig(
                 sequence_len=c.max_seq_len, vocab_size=c.vocab_size, n_layer=c.n_layer, n_head=c.n_head,
                 n_kv_head=c.n_kv_head, n_embd=c.n_embd, window_pattern="L",
             )
