@@ -21,7 +21,7 @@ from firstlight.recipes import budget, resume
 from firstlight.recipes import record as records
 from firstlight.recipes.assemble import Parts, Rates, assemble, choose_compile, measure_rates
 from firstlight.recipes.plans import horizon_of, plan_from_settings
-from firstlight.recipes.prepare import PreparedData, check_amounts, describe_skips, describe_source, prepare_data
+from firstlight.recipes.prepare import PreparedData, check_amounts, describe_source, prepare_data, store_notes
 from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
 from firstlight.recipes.profiling import profiled
 from firstlight.recipes.report import write_report
@@ -333,8 +333,8 @@ class _BaseRun:
             set_rng_tensors(self.rng, runtime.device)
             end = trainer.fit(start)
             sink.finish_steps()
-            if skipped := describe_skips(data.store):
-                self.note(skipped)
+            for sentence in store_notes(data.store):
+                self.note(sentence)
             self.finish(parts, validation, sink, end, loss_nats=trainer.last_loss_nats, max_tokens=final_tokens)
         self.write_report()
         self.say_where()

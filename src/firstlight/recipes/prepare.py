@@ -176,6 +176,12 @@ def describe_skips(store: TokenStore) -> str | None:
     return f"rows skipped: {total.skipped:,} ({reasons}), for example {'; '.join(total.examples)}"
 
 
+def store_notes(store: TokenStore) -> list[str]:
+    """What to say once about the shards that are built: which encoder made them, and what was skipped."""
+    skipped = describe_skips(store)
+    return [*build.encoder_notes(store), *([skipped] if skipped else [])]
+
+
 def describe_source(source: Source) -> str:
     """The data in one line, for people."""
     sizes = [shard.num_bytes for shard in source.shards]
