@@ -138,7 +138,7 @@ def _value_table(model: GPT, layer: int) -> torch.Tensor:
 
 
 def _input_rows(attention: Attention) -> torch.Tensor:
-    parts = [attention.c_q.weight, attention.c_k.weight, attention.c_v.weight]
+    parts: list[torch.Tensor] = [attention.c_q.weight, attention.c_k.weight, attention.c_v.weight]
     if attention.value_gate is not None:
         parts.append(_padded(attention.value_gate.weight, attention.c_q.in_features))
     return torch.cat(parts)
