@@ -44,14 +44,14 @@ model.to_empty(device="cpu")
 model.init_weights()
 optimizer = model.setup_optimizer()
 compiled = torch.compile(model, dynamic=False)
-ids = torch.randint(0, 8192, (8, 513))
+x, y = torch.randint(0, 8192, (2, 8, 512))
 times = {}
 for name, accumulate in json.loads(sys.argv[2]).items():
     times[name] = []
     for i in range(9):
         begun = time.perf_counter()
         for _ in range(accumulate):
-            (compiled(ids[:, :-1], ids[:, 1:]) / accumulate).backward()
+            (compiled(x, y) / accumulate).backward()
         optimizer.step()
         model.zero_grad(set_to_none=True)
         if i >= 2:
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="checkout of nanochat, whose step is timed")
     parser.add_argument("--seconds", type=float, nargs="+", help="budgets, in place of those from the peer's time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337], help="seeds of the longest budget")
-    parser.add_argument("--flags", default="--depth 4", help="flags of `firstlight train base`")
+    parser.add_argument("--flags", default="--depth 3", help="flags of `firstlight train base`")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, help="write the result to this file as well")
     args = parser.parse_args()
