@@ -189,7 +189,8 @@ def muon_direction_(
     if second_moment is not None:
         equalize_neurons_(grads_KMN, second_moment, beta2=beta2)
     rows, columns = grads_KMN.shape[-2:]
-    grads_KMN.mul_(max(1.0, rows / columns) ** 0.5)
+    if rows > columns:
+        grads_KMN.mul_((rows / columns) ** 0.5)
 
 
 @lru_cache(maxsize=1)

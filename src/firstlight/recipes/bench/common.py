@@ -18,6 +18,7 @@ from firstlight.recipes.assemble import choose_compile
 from firstlight.recipes.bench.options import BenchOptions
 from firstlight.runtime import environment, hardware
 from firstlight.runtime.context import Runtime
+from firstlight.train.dial import REFERENCE_BATCH_TOKENS, seq_len_for
 from firstlight.train.plan import Horizon, Plan, make_plan
 
 LONG_RUN_STEPS = 1_000_000
@@ -116,6 +117,10 @@ def bench_plan(options: BenchOptions) -> Plan:
             f"--vocab-size {options.vocab_size} is too small for made-up ids",
             hint=f"the smallest is {SMALLEST_VOCABULARY}",
         )
+    seq_len = options.max_seq_len or seq_len_for(max(1, options.depth))
+    rows = options.device_batch_size
+    if rows is None:
+        rows = max(1, (options.total_batch_size or REFERENCE_BATCH_TOKENS) // max(1, seq_len))
     made = make_plan(
         options.depth,
         horizon=Horizon("steps", LONG_RUN_STEPS),
@@ -124,16 +129,10 @@ def bench_plan(options: BenchOptions) -> Plan:
         seq_len=options.max_seq_len,
         head_dim=options.head_dim,
         n_kv_head=options.n_kv_head,
-        total_batch_size=options.total_batch_size or _one_pass(options),
-        device_batch_size=options.device_batch_size,
+        total_batch_size=options.total_batch_size or (rows * seq_len if rows > 0 and seq_len > 0 else None),
+        device_batch_size=rows,
     )
     return made
-
-
-def _one_pass(options: BenchOptions) -> int:
-    from firstlight.train.dial import seq_len_for
-
-    return options.device_batch_size * (options.max_seq_len or seq_len_for(options.depth))
 
 
 def compile_choice(options: BenchOptions, plan: Plan, runtime: Runtime) -> tuple[bool, str]:

@@ -22,8 +22,8 @@ class BenchOptions:
     """Size of an attention head."""
     n_kv_head: int | None = None
     """Key/value heads. [n_head]"""
-    device_batch_size: int = 8
-    """Rows in one forward pass."""
+    device_batch_size: int | None = None
+    """Rows in one forward pass. [4,096 tokens, the smallest step of a training run]"""
     total_batch_size: int | None = None
     """Tokens in one optimizer step. [one forward pass]"""
 
