@@ -28,16 +28,15 @@ from typing import Any
 
 import results
 import torch
+from packing import corpus_tokenizer
 
 from firstlight.data.build import build_store
 from firstlight.data.loader import Loader
-from firstlight.data.sources.base import ReadCounts
 from firstlight.data.sources.directory import open_directory
-from firstlight.data.sources.reading import read_documents
 from firstlight.data.split import resolve_for, split_documents, split_shards
 from firstlight.data.store import TokenStore
 from firstlight.runtime.environment import num_usable_cpus
-from firstlight.tokens.bpe import Tokenizer, make_encoding, train_tokenizer
+from firstlight.tokens.bpe import Tokenizer, make_encoding
 
 CASES = ((512, 8), (512, 32), (2048, 8), (2048, 32))
 COLUMNS = ("T", "B", "rows/s", "rows/s with building the store", "tokens lost", "peer rows/s", "peer tokens lost", "ratio",
@@ -138,12 +137,6 @@ def rate(take: Callable[[], object], batch_rows: int, *, seconds: float) -> floa
         take()
         num_batches += 1
     return num_batches * batch_rows / elapsed_s
-
-
-def corpus_tokenizer(directory: Path, *, vocab_size: int, max_bytes: int) -> Tokenizer:
-    source = open_directory(directory)
-    texts = (text for shard in source.shards for _, text in read_documents(source.local_path(shard), ReadCounts()))
-    return train_tokenizer(texts, vocab_size=vocab_size, max_bytes=max_bytes)
 
 
 def main() -> None:

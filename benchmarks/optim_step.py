@@ -72,7 +72,7 @@ def ours(depth: int, dtype: str) -> tuple[Stepper, Any, dict[str, int], int]:
     parts = assemble(plan, runtime, compiled=True, seed=0, checkpoint_activations=False)
     optimizer = parts.optimizer
     hyper = Hyper(momentum=plan.momentum_end, weight_decay=plan.weight_decay, grad_clip=plan.grad_clip)
-    gemms = optimizer_gemms(optimizer.groups, dtype=optimizer._muon_dtype, coefficients=optimizer._muon_coefficients)
+    gemms = optimizer_gemms(optimizer.groups, dtype=optimizer.muon_dtype, coefficients=optimizer.muon_coefficients)
     parameters = list(parts.model.parameters())
     in_muon = [p for group in optimizer.groups if isinstance(group, MuonGroup) for _, p in group.parameters]
     sizes = {"all": sum(p.numel() for p in parameters), "muon": sum(p.numel() for p in in_muon)}

@@ -54,6 +54,6 @@ def optimizer_gemms(
             rows, columns = group.parameters[0][1].shape
             found += orthogonalize_gemms(
                 len(group.parameters), rows, columns, dtype=dtype, coefficients=coefficients,
-                safety=coefficients is not muon.CLASSIC_QUINTIC,
+                safety=muon.needs_safety(coefficients),
             )  # fmt: skip
     return found

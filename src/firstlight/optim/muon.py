@@ -53,6 +53,11 @@ def safe_coefficients(coefficients: Coefficients) -> Coefficients:
     return tuple((a / s, b / s**3, c / s**5) for a, b, c in coefficients[:-1]) + coefficients[-1:]
 
 
+def needs_safety(coefficients: Coefficients) -> bool:
+    """Whether `orthogonalize` should shrink the argument: for all but Muon's first polynomial, which bears values above 1."""
+    return coefficients is not CLASSIC_QUINTIC
+
+
 def orthogonalize(
     updates_KMN: torch.Tensor,
     *,

@@ -117,8 +117,8 @@ class MuonAdamW:
         if muon_dtype is None:
             # Not float16: the products of the first iterations leave its range.
             muon_dtype = torch.bfloat16 if runtime.compute_dtype is torch.bfloat16 else torch.float32
-        self._muon_dtype = muon_dtype
-        self._muon_coefficients = muon_coefficients
+        self.muon_dtype = muon_dtype
+        self.muon_coefficients = muon_coefficients
         self._compiled = compiled
 
     @property
@@ -181,9 +181,9 @@ class MuonAdamW:
             stack.second_moment,
             momentum=momentum,
             beta2=group.variance_beta2,
-            dtype=self._muon_dtype,
-            coefficients=self._muon_coefficients,
-            safety=self._muon_coefficients is not muon.CLASSIC_QUINTIC,
+            dtype=self.muon_dtype,
+            coefficients=self.muon_coefficients,
+            safety=muon.needs_safety(self.muon_coefficients),
         )
         muon.apply_updates_(
             stack.parameters,

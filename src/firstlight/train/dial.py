@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 
+from firstlight.model import count
+from firstlight.model.config import GPTConfig
+
 # Hoffmann et al. 2022 (arXiv 2203.15556) found about 20 tokens a parameter; with Muon, and counting the matrices and the head
 # only, nanochat's scaling runs put it near 10.5 to 12 (its dev/LOG.md, 2026-01-27 and 2026-03-24).
 TOKENS_PER_PARAM = 12.0
@@ -54,8 +57,8 @@ def depth_for(total_flops: float) -> int:
     best = DEPTH_PARAMS * (total_flops / DEPTH_FLOPS) ** 0.5
 
     def distance(depth: int) -> float:
-        width = 64 * depth
-        return abs(math.log((12 * depth * width**2 + vocab_size_for(depth) * width) / best))
+        config = GPTConfig.from_depth(depth, vocab_size=vocab_size_for(depth), max_seq_len=seq_len_for(depth))
+        return abs(math.log(count.num_scaling_params(config) / best))
 
     return min(range(1, 33), key=distance)
 

@@ -31,8 +31,8 @@ def bench_optim(options: BenchOptions, runtime: Runtime) -> Report:
     generator = torch.Generator().manual_seed(options.seed)
     grads = [torch.randn(p.shape, generator=generator).to(p.device) for p in parameters]
     hyper = Hyper(momentum=plan.momentum_end, weight_decay=plan.weight_decay, grad_clip=plan.grad_clip)
-    muon_dtype = optimizer._muon_dtype
-    gemms = optimizer_gemms(optimizer.groups, dtype=muon_dtype, coefficients=optimizer._muon_coefficients)
+    muon_dtype = optimizer.muon_dtype
+    gemms = optimizer_gemms(optimizer.groups, dtype=muon_dtype, coefficients=optimizer.muon_coefficients)
     bench = GemmBench(gemms, runtime.device)
 
     def step() -> float:

@@ -110,7 +110,7 @@ def gemms_of(plan: Plan, runtime: Runtime, parts: Parts) -> list[Gemm]:
     )
     optimizer = parts.optimizer
     return found + optimizer_gemms(
-        optimizer.groups, dtype=optimizer._muon_dtype, coefficients=optimizer._muon_coefficients
+        optimizer.groups, dtype=optimizer.muon_dtype, coefficients=optimizer.muon_coefficients
     )
 
 
