@@ -52,8 +52,8 @@ class BaseSettings:
     tokens_per_param: float | None = None
     """Horizon: tokens for each matmul parameter. The default horizon is 12 of these."""
 
-    device_batch_size: int | None = None
-    """Rows in one forward pass on one device. [as many as fit]"""
+    device_batch_size: int | Literal["auto"] | None = None
+    """Rows in one forward pass on one device; auto: the most that fit, found by trial. [as many as should fit]"""
     total_batch_size: int | None = None
     """Tokens in one optimizer step, over all devices and accumulation. [from the horizon]"""
     embedding_lr: float | None = None
@@ -83,6 +83,8 @@ class BaseSettings:
     """Steps between checkpoints (0: only at the end). [ten a run]"""
     keep: int = 2
     """Checkpoints kept: the newest this many, and the best."""
+    async_save: bool = True
+    """Write checkpoints behind the training steps, from a copy."""
     log_every: int | None = None
     """Steps between console lines; metrics.jsonl has each step. [a line every 5 seconds]"""
     tracker: Literal["wandb", "tensorboard", "trackio"] | None = None
@@ -108,12 +110,21 @@ class BaseSettings:
     """Processes that tokenise. [one a CPU]"""
     nonfinite_limit: int = 5
     """Stop after this many steps in a row whose loss or gradients are not finite (each is skipped)."""
+    spike: Literal["off", "skip", "rollback"] = "off"
+    """A loss far above the recent ones: train on (off), leave its update out (skip), or go back to the last checkpoint and pass over its rows (rollback)."""
+    hang_timeout: float = 600.0
+    """Seconds without progress after which a process shows where it stands and ends (0: never)."""
+    check_replicas_every: int = 100
+    """Steps between comparisons of the processes' weights, which must be equal (0: never)."""
+    shard_weights: bool = False
+    """Keep only a part of the weights on each process (FSDP2), for models that do not fit on one device."""
 
 
 RESUME_MAY_CHANGE = frozenset({
     "run", "resume", "num_iterations", "tokens", "flops", "minutes", "tokens_per_param", "device_batch_size", "eval_every",
     "eval_documents", "sample_every", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
-    "activation_checkpointing", "threads", "workers", "nonfinite_limit",
+    "activation_checkpointing", "threads", "workers", "nonfinite_limit", "async_save", "hang_timeout",
+    "check_replicas_every", "shard_weights",
 })  # fmt: skip
 """Settings that a resumed run may change (each change is logged). The others would make it another run and are refused."""
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from firstlight.errors import ConfigError
 from firstlight.runtime import environment
+from firstlight.runtime.channel import Channel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {v: k for k, v in DTYPES.items()}
@@ -26,6 +29,8 @@ class Runtime:
     device: ``cpu``, ``cuda:N`` or ``mps``. compute_dtype: dtype of matmuls and activations (weights stay float32).
     rank, local_rank, world_size: 0, 0, 1 for a single process.
     notes: one sentence for each choice or fallback that was made, with its reason; part of the run record.
+    control, background: small values between the processes over CPU memory; the first is used by the main thread, the
+        second by the thread that writes checkpoints.
     """
 
     device: torch.device
@@ -35,6 +40,8 @@ class Runtime:
     world_size: int = 1
     num_threads: int = 1
     notes: tuple[str, ...] = field(default=())
+    control: Channel = field(default=Channel())
+    background: Channel = field(default=Channel())
 
     @property
     def is_main(self) -> bool:
@@ -69,17 +76,8 @@ class Runtime:
         return largest
 
     def broadcast_text(self, text: str) -> str:
-        """Rank 0's text, on every process. At most 4,000 UTF-8 bytes."""
-        if self.world_size == 1:
-            return text
-        data = text.encode()[:4000] if self.is_main else b""
-        buffer = torch.zeros(4004, dtype=torch.uint8, device=self.device)
-        buffer[:4] = torch.tensor(list(len(data).to_bytes(4, "little")), dtype=torch.uint8)
-        if data:
-            buffer[4 : 4 + len(data)] = torch.tensor(list(data), dtype=torch.uint8)
-        dist.broadcast(buffer, src=0)
-        received = bytes(buffer.cpu().tolist())
-        return received[4 : 4 + int.from_bytes(received[:4], "little")].decode(errors="replace")
+        """Rank 0's text, on every process."""
+        return self.control.broadcast_text(text)
 
     def largest(self, value: float) -> float:
         """The largest of the processes' numbers."""
@@ -130,8 +128,12 @@ def choose_device(requested: str) -> tuple[torch.device, str]:
 
 
 @contextmanager
-def open_runtime(*, device: str = "auto", dtype: str = "auto", num_threads: int | None = None) -> Iterator[Runtime]:
+def open_runtime(
+    *, device: str = "auto", dtype: str = "auto", num_threads: int | None = None, timeout_s: float = 1800.0
+) -> Iterator[Runtime]:
     """Choose device and dtype, join the process group that torchrun describes (if any), and close it at the end.
+
+    timeout_s: after which a process that waits for another in a collective gives up with an error.
 
     Raises ConfigError for a device or dtype that this machine does not have.
     """
@@ -144,15 +146,19 @@ def open_runtime(*, device: str = "auto", dtype: str = "auto", num_threads: int 
     if chosen_device.type == "cuda":
         torch.cuda.set_device(chosen_device)
     compute_dtype, dtype_note = precision.choose_dtype(chosen_device, dtype)
+    for_words: list[Any] = [None, None]
     if world_size > 1:
         backend = "nccl" if chosen_device.type == "cuda" else "gloo"
-        dist.init_process_group(backend)
+        timeout = timedelta(seconds=timeout_s)
+        dist.init_process_group(backend, timeout=timeout)
+        for_words = [dist.new_group(backend="gloo", timeout=timeout) for _ in range(2)]
         # Ranks must agree on the dtype even if their probes did not.
         choice = torch.tensor([list(DTYPES.values()).index(compute_dtype)], device=chosen_device)
         dist.broadcast(choice, src=0)
         agreed = list(DTYPES.values())[int(choice.item())]
         if agreed != compute_dtype:
             compute_dtype, dtype_note = agreed, f"dtype {DTYPE_NAMES[agreed]}: rank 0's choice"
+    channels = [Channel(environment.rank(), world_size, group) for group in for_words]
     try:
         yield Runtime(
             device=chosen_device,
@@ -162,6 +168,8 @@ def open_runtime(*, device: str = "auto", dtype: str = "auto", num_threads: int 
             world_size=world_size,
             num_threads=threads,
             notes=(device_note, dtype_note),
+            control=channels[0],
+            background=channels[1],
         )
     finally:
         if world_size > 1:

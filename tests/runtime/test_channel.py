@@ -1,0 +1,48 @@
+"""Words between processes: the same on all of them, whatever their length."""
+
+from __future__ import annotations
+
+import pytest
+from ranks import run_ranks
+
+from firstlight.runtime.channel import Channel
+
+LONG = "é" * 5000
+
+
+def talk(runtime):
+    texts = ["", "one", LONG]
+    mine = texts[runtime.rank]
+    heard = runtime.control.gather_texts(mine)
+    first = runtime.background.broadcast_text("from 0" if runtime.rank == 0 else "ignored")
+    nothing = runtime.control.gather_texts("")
+    largest = runtime.control.largest(float(-runtime.rank))
+    runtime.control.barrier()
+    return heard, first, nothing, largest
+
+
+def test_every_process_hears_the_same():
+    for heard, first, nothing, largest in run_ranks(talk, 3):
+        assert heard == ["", "one", LONG]
+        assert first == "from 0"
+        assert nothing == ["", "", ""]
+        assert largest == 0.0
+
+
+def test_one_process_talks_to_itself():
+    channel = Channel()
+    assert channel.gather_texts("x") == ["x"]
+    assert channel.broadcast_text("y") == "y"
+    assert channel.largest(2.5) == 2.5
+    assert channel.barrier() is None
+
+
+def fail(runtime):
+    if runtime.rank == 1:
+        raise RuntimeError("rank 1 breaks")
+    return runtime.rank
+
+
+def test_a_rank_that_fails_is_named_with_its_traceback():
+    with pytest.raises(AssertionError, match=r"(?s)rank 1:.*rank 1 breaks"):
+        run_ranks(fail, 2)
