@@ -12,7 +12,10 @@ import pytest
 
 from firstlight.runtime import environment
 
-VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
+VARIABLES = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -30,6 +33,33 @@ def test_ranks_are_those_that_torchrun_sets(env):
     for name, value in {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}.items():
         env.setenv(name, value)
     assert (environment.rank(), environment.local_rank(), environment.world_size()) == (5, 1, 8)
+
+
+def test_processes_of_this_machine_are_those_that_torchrun_says_or_all(env):
+    assert environment.local_world_size() == 1
+    env.setenv("WORLD_SIZE", "8")
+    assert environment.local_world_size() == 8
+    env.setenv("LOCAL_WORLD_SIZE", "4")
+    assert environment.local_world_size() == 4
+
+
+def test_a_launch_has_a_name_and_counts_its_restarts_under_torchrun_only(env):
+    assert (environment.launch_id(), environment.restart_count()) == (None, 0)
+    env.setenv("TORCHELASTIC_RUN_ID", "0b1c-22")
+    env.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert (environment.launch_id(), environment.restart_count()) == ("0b1c-22", 2)
+    env.setenv("TORCHELASTIC_RUN_ID", "../my run")
+    assert environment.launch_id() == "..-my-run"
+
+
+def test_launches_without_a_rendezvous_are_told_apart_by_their_address(env):
+    env.setenv("TORCHELASTIC_RUN_ID", "none")
+    env.setenv("MASTER_ADDR", "10.0.0.1")
+    names = set()
+    for port in ("29500", "29501"):
+        env.setenv("MASTER_PORT", port)
+        names.add(environment.launch_id())
+    assert names == {"10.0.0.1-29500", "10.0.0.1-29501"}
 
 
 def test_threads_are_the_usable_cpus_shared_by_the_machines_processes(env):

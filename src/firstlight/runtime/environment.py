@@ -23,6 +23,30 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size() -> int:
+    """Processes of this training on this machine; without torchrun's word for it, all of them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+
+
+def restart_count() -> int:
+    """How often torchrun has started these processes again (``--max-restarts``); 0 the first time and without torchrun."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def launch_id() -> str | None:
+    """Name of this launch, the same for all its processes and restarts; None where torchrun did not start this one.
+
+    Made of letters, digits, ``.``, ``_`` and ``-``. Without a rendezvous torchrun calls every launch "none": then the
+    master's address and port, which such a launch keeps, tell one from another.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if not run_id:
+        return None
+    if run_id == "none":
+        run_id = f"{os.environ.get('MASTER_ADDR', '')}-{os.environ.get('MASTER_PORT', '')}"
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in run_id)
+
+
 def num_usable_cpus() -> int:
     """CPUs that this process may run on (its affinity, not the machine's count)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
@@ -33,8 +57,7 @@ def default_num_threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0 and world_size() == 1:
         return int(asked)
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
-    return max(1, num_usable_cpus() // local_world_size)
+    return max(1, num_usable_cpus() // local_world_size())
 
 
 def cache_dir() -> Path:
