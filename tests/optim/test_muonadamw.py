@@ -8,8 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -265,45 +264,97 @@ def test_zero_grad_drops_every_gradient():
     assert all(p.grad is None for p in parameters.values())
 
 
-def two_ranks(rank, folder, seeds_by_rank, hyper_values, poisoned_step):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-    runtime = Runtime(device=torch.device("cpu"), rank=rank, local_rank=rank, world_size=2)
+SEEDS_BY_STEP = [(0, 1), (2, 3), (4, 5), (6, 7)]
+POISONED_STEP = 2
+
+
+def several_ranks(runtime, saved):
+    """Four updates, of which the third is poisoned on the last rank: weights, this rank's state, norms, verdicts."""
     parameters = make_parameters()
     optimizer = make_optimizer(parameters, runtime)
+    if saved is not None:
+        optimizer.load_state_tensors({name: torch.from_numpy(array) for name, array in saved.items()})
     norms, applied = [], []
-    for step, seeds in enumerate(seeds_by_rank):
-        grads = make_grads(seeds[rank])
-        if step == poisoned_step and rank == 1:
+    for step, seeds in enumerate(SEEDS_BY_STEP):
+        # Two gradients whatever the number of ranks: ranks beyond the second bring zeros.
+        grads = make_grads(seeds[runtime.rank]) if runtime.rank < 2 else {n: torch.zeros(s) for n, s in SHAPES.items()}
+        if step == POISONED_STEP and runtime.rank == runtime.world_size - 1:
             grads["transformer.h.0.attn.c_k.weight"][2, 2] = math.nan
-        result = take_step(parameters, optimizer, grads, Hyper(**hyper_values), grad_scale=0.5)
+        result = take_step(parameters, optimizer, grads, Hyper(grad_clip=1.0, weight_decay=0.1), grad_scale=0.5)
         norms.append(result.grad_norm)
-        applied.append(float(result.applied))
-    saved = snapshot(parameters, optimizer) | {"norms": torch.tensor(norms), "applied": torch.tensor(applied)}
-    save_file(saved, f"{folder}/rank{rank}.safetensors")
-    dist.destroy_process_group()
+        applied.append(result.applied)
+    state = {name: tensor.numpy().copy() for name, tensor in optimizer.state_tensors().items()}
+    return (
+        {n: p.detach().numpy().copy() for n, p in parameters.items()},
+        state,
+        norms,
+        applied,
+        optimizer.state_shapes(),
+    )
 
 
-def test_two_processes_equal_one_with_one_global_norm_and_one_verdict(tmp_path):
-    seeds_by_rank, hyper_values, poisoned_step = [(0, 1), (2, 3), (4, 5), (6, 7)], {"grad_clip": 1.0}, 2
-    mp.spawn(two_ranks, args=(str(tmp_path), seeds_by_rank, hyper_values, poisoned_step), nprocs=2)
-    rank0, rank1 = (load_file(tmp_path / f"rank{r}.safetensors") for r in (0, 1))
-
+def one_rank(saved):
+    """The same updates on one rank, given the sum of the two gradients: the oracle."""
     parameters = make_parameters()
     optimizer = make_optimizer(parameters)
+    if saved is not None:
+        optimizer.load_state_tensors({name: torch.from_numpy(array) for name, array in saved.items()})
     norms = []
-    for step, seeds in enumerate(seeds_by_rank):
+    for step, seeds in enumerate(SEEDS_BY_STEP):
         both = [make_grads(seed) for seed in seeds]
-        grads = {name: both[0][name] + both[1][name] for name in SHAPES}
-        if step == poisoned_step:
-            continue
-        norms.append(float(take_step(parameters, optimizer, grads, Hyper(**hyper_values), grad_scale=0.5).grad_norm))
+        if step != POISONED_STEP:
+            grads = {name: both[0][name] + both[1][name] for name in SHAPES}
+            hyper = Hyper(grad_clip=1.0, weight_decay=0.1)
+            norms.append(float(take_step(parameters, optimizer, grads, hyper, grad_scale=0.5).grad_norm))
+    return parameters, optimizer, norms
 
-    assert_bit_equal({n: t for n, t in rank0.items() if n != "norms"}, {n: t for n, t in rank1.items() if n != "norms"})
-    assert rank0["applied"].tolist() == [1, 1, 0, 1]
-    assert np.delete(rank0["norms"].numpy(), poisoned_step) == pytest.approx(norms, rel=1e-6)
-    for name, tensor in snapshot(parameters, optimizer).items():
-        assert torch.allclose(rank0[name], tensor, atol=1e-6), name
+
+def joined(states, shapes):
+    """Whole state tensors from what the ranks hold; each element is held exactly once."""
+    whole = {name: np.full(math.prod(shape), np.nan, dtype=np.float32) for name, shape in shapes.items()}
+    for state in states:
+        for key, array in state.items():
+            name, _, part = key.partition("[")
+            start, stop = map(int, part[:-1].split(":")) if part else (0, array.size)
+            assert np.isnan(whole[name][start:stop]).all(), f"{key} is held twice"
+            whole[name][start:stop] = array.reshape(-1)
+    for name, array in whole.items():
+        assert not np.isnan(array).any(), f"a part of {name} is held by nobody"
+    return {name: array.reshape(shapes[name]) for name, array in whole.items()}
+
+
+# Five ranks for six matrices: some hold one and some two; the vocabulary of 37 divides by none of them.
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_several_processes_equal_one_with_one_norm_and_one_verdict_and_share_the_state(world_size):
+    parameters, optimizer, norms = one_rank(None)
+    found = run_ranks(several_ranks, world_size, None)
+    whole = joined([state for _, state, *_ in found], found[0][-1])
+    for weights, _, found_norms, applied, _ in found:
+        assert applied == [True, True, False, True]
+        assert np.delete(found_norms, POISONED_STEP) == pytest.approx(norms, rel=1e-6)
+        for name in weights:
+            np.testing.assert_array_equal(weights[name], found[0][0][name], err_msg=f"{name} differs between ranks")
+    for name, parameter in parameters.items():
+        np.testing.assert_allclose(found[0][0][name], parameter.detach().numpy(), atol=1e-6, err_msg=name)
+    for name, tensor in optimizer.state_tensors().items():
+        np.testing.assert_allclose(whole[name], tensor.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_state_of_two_processes_goes_on_in_three_as_in_one():
+    two = run_ranks(several_ranks, 2, None)
+    saved = joined([state for _, state, *_ in two], two[0][-1])
+    three = run_ranks(several_ranks, 3, saved)
+    parameters, _, _ = one_rank(saved)
+    for name, parameter in parameters.items():
+        np.testing.assert_allclose(three[0][0][name], parameter.detach().numpy(), atol=1e-6, err_msg=name)
+
+
+def test_each_of_two_processes_holds_half_of_the_state():
+    states = [state for _, state, *_ in run_ranks(several_ranks, 2, None)]
+    sizes = [sum(array.nbytes for array in state.values()) for state in states]
+    whole = sum(tensor.nbytes for tensor in make_optimizer(make_parameters()).state_tensors().values())
+    assert sum(sizes) == whole
+    assert max(sizes) < 0.6 * whole
 
 
 def test_each_muon_group_holds_one_shape():

@@ -3,13 +3,16 @@
 Each rank brings the gradient of its own share of the batch. `MuonAdamW.step` sums them over the ranks, measures one norm
 over everything, refuses what is not finite, clips, and updates. Every rank then holds the same weights.
 
+With several ranks each keeps the state, and does the arithmetic, of its own part only (``buckets.py``): of whole matrices
+for Muon, of any range of elements for AdamW. One rank is the case in which that part is everything.
+
 Shapes: K matrices of one shape in a stack, M rows, N columns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +20,7 @@ import torch
 from firstlight.errors import CheckpointError
 from firstlight.optim import muon
 from firstlight.optim.adamw import adamw_update_
+from firstlight.optim.buckets import Bucket, pieces_of, place_flat, place_whole
 from firstlight.optim.groups import AdamWGroup, Group, MuonGroup
 from firstlight.optim.schedule import Hyper
 from firstlight.runtime.context import Runtime
@@ -35,21 +39,43 @@ class UpdateResult:
     applied: bool
 
 
-class _Stack:
-    """A MuonGroup with its buffers. ``work_KMN`` is filled with gradients and becomes the update, at every step."""
+@dataclass(frozen=True)
+class _Held:
+    """What this rank updates of a parameter: all of it, or the flat elements ``start`` to ``stop``.
 
-    def __init__(self, group: MuonGroup) -> None:
+    weight: a view of the parameter. grad: where its summed gradient appears (None: in the parameter's own ``grad``).
+    """
+
+    name: str
+    weight: torch.Tensor
+    grad: torch.Tensor | None = None
+    start: int | None = None
+    stop: int | None = None
+
+    def key(self, role: str) -> str:
+        return f"{self.name}/{role}" + ("" if self.start is None else f"[{self.start}:{self.stop}]")
+
+
+class _Stack:
+    """Matrices of a MuonGroup with their buffers. ``work_KMN`` is filled with gradients and becomes the update, at each step."""
+
+    def __init__(self, group: MuonGroup, held: Sequence[_Held], *, work_KMN: torch.Tensor | None = None) -> None:
+        """work_KMN: where summed gradients appear; None: this rank's own are gathered into a new buffer."""
         self.group = group
-        self.parameters: list[torch.Tensor] = [parameter for _, parameter in group.parameters]
+        self.held = held
+        self.parameters: list[torch.Tensor] = [one.weight for one in held]
         first = self.parameters[0]
         shape = (len(self.parameters), *first.shape)
-        self.work_KMN = torch.zeros(shape, dtype=torch.float32, device=first.device)
-        self.momentum_KMN = torch.zeros_like(self.work_KMN)
+        self._gathers = work_KMN is None
+        self.work_KMN = torch.zeros(shape, dtype=torch.float32, device=first.device) if work_KMN is None else work_KMN
+        self.momentum_KMN = torch.zeros(shape, dtype=torch.float32, device=first.device)
         self.second_moment = None
         if group.variance_beta2 > 0:
             self.second_moment = torch.zeros(muon.second_moment_shape(*shape), dtype=torch.float32, device=first.device)
 
     def gather_grads(self) -> None:
+        if not self._gathers:
+            return
         for slot, parameter in zip(self.work_KMN, self.parameters, strict=True):
             if parameter.grad is None:
                 slot.zero_()
@@ -58,34 +84,39 @@ class _Stack:
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         tensors = {}
-        for i, (name, _) in enumerate(self.group.parameters):
-            tensors[f"{name}/momentum"] = self.momentum_KMN[i]
+        for i, one in enumerate(self.held):
+            tensors[one.key("momentum")] = self.momentum_KMN[i]
             if self.second_moment is not None:
-                tensors[f"{name}/second_moment"] = self.second_moment[i]
+                tensors[one.key("second_moment")] = self.second_moment[i]
         return tensors
 
 
 class _AdamState:
-    """An AdamWGroup with its moments."""
+    """Parameters of an AdamWGroup, or pieces of them, with their moments."""
 
-    def __init__(self, group: AdamWGroup) -> None:
+    def __init__(self, group: AdamWGroup, held: Sequence[_Held]) -> None:
         self.group = group
-        self.parameters: list[torch.Tensor] = [parameter for _, parameter in group.parameters]
+        self.held = held
+        self.parameters: list[torch.Tensor] = [one.weight for one in held]
         self.exp_avgs = [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
         self.exp_avg_sqs = [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
         self.steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in self.parameters]
 
     def grads(self) -> list[torch.Tensor]:
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        found = []
+        for one in self.held:
+            if one.grad is None and one.weight.grad is None:
+                one.weight.grad = torch.zeros_like(one.weight)
+            grad = one.weight.grad if one.grad is None else one.grad
+            assert grad is not None
+            found.append(grad)
+        return found
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         tensors = {}
-        for i, (name, _) in enumerate(self.group.parameters):
-            tensors[f"{name}/exp_avg"] = self.exp_avgs[i]
-            tensors[f"{name}/exp_avg_sq"] = self.exp_avg_sqs[i]
+        for i, one in enumerate(self.held):
+            tensors[one.key("exp_avg")] = self.exp_avgs[i]
+            tensors[one.key("exp_avg_sq")] = self.exp_avg_sqs[i]
         return tensors
 
 
@@ -109,11 +140,19 @@ class MuonAdamW:
 
         compiled: run Muon's arithmetic through torch.compile (worth it on GPUs; on CPUs matrix products dominate).
         """
-        groups = tuple(groups)
+        self.groups: tuple[Group, ...] = tuple(g for g in groups if g.parameters)
         self.runtime = runtime
         self.num_updates = 0
-        self._stacks = [_Stack(g) for g in groups if isinstance(g, MuonGroup) and g.parameters]
-        self._adams = [_AdamState(g) for g in groups if isinstance(g, AdamWGroup) and g.parameters]
+        muons = [g for g in self.groups if isinstance(g, MuonGroup)]
+        adams = [g for g in self.groups if isinstance(g, AdamWGroup)]
+        self._muon_bucket: Bucket | None = None
+        self._adam_bucket: Bucket | None = None
+        if runtime.world_size == 1:
+            self._stacks = [_Stack(g, [_Held(*named) for named in g.parameters]) for g in muons]
+            self._adams = [_AdamState(g, [_Held(*named) for named in g.parameters]) for g in adams]
+        else:
+            self._muon_bucket, self._stacks = _shared_stacks(muons, runtime)
+            self._adam_bucket, self._adams = _shared_adams(adams, runtime)
         if muon_dtype is None:
             # Not float16: the products of the first iterations leave its range.
             muon_dtype = torch.bfloat16 if runtime.compute_dtype is torch.bfloat16 else torch.float32
@@ -122,13 +161,13 @@ class MuonAdamW:
         self._compiled = compiled
 
     @property
-    def groups(self) -> tuple[Group, ...]:
-        return tuple(a.group for a in self._adams) + tuple(s.group for s in self._stacks)
+    def _buckets(self) -> list[Bucket]:
+        return [bucket for bucket in (self._adam_bucket, self._muon_bucket) if bucket is not None]
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        for state in (*self._adams, *self._stacks):
-            for parameter in state.parameters:
+        for group in self.groups:
+            for _, parameter in group.parameters:
                 parameter.grad = None
 
     @torch.no_grad()
@@ -142,29 +181,44 @@ class MuonAdamW:
         Clipping scales all gradients by the same factor. Muon's direction does not depend on the scale of a gradient, so
         there it only lowers the weight of this batch in the momentum; AdamW's moments forget it in the same way.
         """
+        for bucket in self._buckets:
+            bucket.start_reduce()
+        for bucket in self._buckets:
+            bucket.finish_reduce()
         adam_grads = [state.grads() for state in self._adams]
         for stack in self._stacks:
             stack.gather_grads()
-            self.runtime.sum_(stack.work_KMN)
-        for grads in adam_grads:
-            for grad in grads:
-                self.runtime.sum_(grad)
-
         everything = [stack.work_KMN for stack in self._stacks] + [grad for grads in adam_grads for grad in grads]
-        norm = float(torch.stack(torch._foreach_norm(everything)).norm() * grad_scale)
+        norm = self._global_norm(everything) * grad_scale
         if not math.isfinite(norm):
-            # Sums over ranks spread a NaN or Inf to all of them, so every rank takes this branch.
+            # The sum over ranks spreads a NaN or Inf to all of them, so every rank takes this branch.
             return UpdateResult(norm, applied=False)
 
         factor = grad_scale
         if hyper.grad_clip > 0 and norm > hyper.grad_clip:
             factor *= hyper.grad_clip / norm
-        for stack in self._stacks:
-            self._update_stack(stack, hyper, factor)
         for state, grads in zip(self._adams, adam_grads, strict=True):
             self._update_adam(state, grads, hyper, factor)
+        # AdamW's weights, most of the bytes, travel while Muon, most of the arithmetic, computes.
+        if self._adam_bucket is not None:
+            self._adam_bucket.start_share()
+        for stack in self._stacks:
+            self._update_stack(stack, hyper, factor)
+        if self._muon_bucket is not None:
+            self._muon_bucket.start_share()
+        for bucket in self._buckets:
+            bucket.finish_share()
         self.num_updates += 1
         return UpdateResult(norm, applied=True)
+
+    def _global_norm(self, grads: list[torch.Tensor]) -> float:
+        """Norm over the gradients that the ranks hold, each a part of the whole; the same on every rank."""
+        norms = torch._foreach_norm(grads)
+        if self.runtime.world_size == 1:
+            return float(torch.stack(norms).norm())
+        # A rank may hold nothing of a small model. Squares of float32 norms overflow float32, not float64.
+        own = torch.stack(norms).double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
+        return math.sqrt(float(self.runtime.sum(own.to(self.runtime.device))))
 
     def _update_stack(self, stack: _Stack, hyper: Hyper, factor: float) -> None:
         group = stack.group
@@ -213,25 +267,43 @@ class MuonAdamW:
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """State by parameter name and role, ``"transformer.h.0.attn.c_q.weight/momentum"``: the live tensors, not copies.
 
-        Muon: momentum, and second_moment where the group has one. AdamW: exp_avg, exp_avg_sq.
+        Muon: momentum, and second_moment where the group has one. AdamW: exp_avg, exp_avg_sq. With several ranks it is
+        what this rank holds; a part of a parameter is flat, and ``[start:stop]`` of its elements ends the name.
         """
         tensors: dict[str, torch.Tensor] = {}
         for state in (*self._adams, *self._stacks):
             tensors |= state.state_tensors()
         return tensors
 
-    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Copy a saved state into place.
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each whole state tensor of all ranks together, by parameter name and role."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for group in self.groups:
+            for name, parameter in group.parameters:
+                whole = tuple(parameter.shape)
+                if isinstance(group, AdamWGroup):
+                    shapes |= {f"{name}/exp_avg": whole, f"{name}/exp_avg_sq": whole}
+                    continue
+                shapes[f"{name}/momentum"] = whole
+                if group.variance_beta2 > 0:
+                    shapes[f"{name}/second_moment"] = tuple(muon.second_moment_shape(1, *whole)[1:])
+        return shapes
 
-        Raises CheckpointError, before anything is copied, if names or shapes are not exactly those of `state_tensors`.
+    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copy a saved state into place, of which this rank takes its own part.
+
+        tensors: whole tensors by the names of `state_shapes`, whatever number of ranks saved them; a mapping with
+        ``shape(name)`` and ``piece(name, start, stop)``, as a checkpoint has them, is not read where it is not needed.
+        Raises CheckpointError, before anything is copied, if names or shapes are not exactly those of `state_shapes`.
         """
-        own = self.state_tensors()
+        own = self.state_shapes()
+        shape_of = getattr(tensors, "shape", lambda name: tuple(tensors[name].shape))
         problems = [f"missing: {name}" for name in own if name not in tensors]
         problems += [f"unknown: {name}" for name in tensors if name not in own]
         problems += [
-            f"{name} has shape {tuple(tensors[name].shape)}, this model needs {tuple(own[name].shape)}"
+            f"{name} has shape {tuple(shape_of(name))}, this model needs {own[name]}"
             for name in own
-            if name in tensors and tensors[name].shape != own[name].shape
+            if name in tensors and tuple(shape_of(name)) != own[name]
         ]
         if problems:
             shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
@@ -239,5 +311,64 @@ class MuonAdamW:
                 f"the optimizer state does not fit this model: {shown}",
                 hint="resume with the depth, width and optimizer settings that the checkpoint was saved with",
             )
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        piece_of = getattr(tensors, "piece", lambda name, start, stop: tensors[name].reshape(-1)[start:stop])
+        for state in (*self._adams, *self._stacks):
+            for key, tensor in state.state_tensors().items():
+                name, _, part = key.partition("[")
+                if part:
+                    start, stop = map(int, part.removesuffix("]").split(":"))
+                    tensor.copy_(piece_of(name, start, stop))
+                else:
+                    tensor.copy_(tensors[name])
+
+
+def _shared_stacks(groups: Sequence[MuonGroup], runtime: Runtime) -> tuple[Bucket | None, list[_Stack]]:
+    """The bucket of all matrices, and this rank's stacks of whole ones: a group of which it owns none has no stack here."""
+    named = [one for group in groups for one in group.parameters]
+    if not named:
+        return None, []
+    sizes = [parameter.numel() for _, parameter in named]
+    bucket = Bucket([p for _, p in named], place_whole(sizes, runtime.world_size), runtime=runtime)
+    owned = {piece.index: piece for piece in pieces_of(sizes, bucket.placement, runtime.rank)}
+    stacks = []
+    first = 0
+    for group in groups:
+        indices = [i for i in range(first, first + len(group.parameters)) if i in owned]
+        first += len(group.parameters)
+        if not indices:
+            continue
+        shape = named[indices[0]][1].shape
+        distance = owned[indices[1]].offset - owned[indices[0]].offset if len(indices) > 1 else shape.numel()
+        work_KMN = bucket.grads.as_strided(
+            (len(indices), *shape), (distance, shape[1], 1), storage_offset=owned[indices[0]].offset
+        )
+        stacks.append(_Stack(group, [_Held(*named[i]) for i in indices], work_KMN=work_KMN))
+    return bucket, stacks
+
+
+def _shared_adams(groups: Sequence[AdamWGroup], runtime: Runtime) -> tuple[Bucket | None, list[_AdamState]]:
+    """The bucket of everything else, and this rank's part of each group."""
+    named = [one for group in groups for one in group.parameters]
+    if not named:
+        return None, []
+    sizes = [parameter.numel() for _, parameter in named]
+    bucket = Bucket([p for _, p in named], place_flat(sizes, runtime.world_size), runtime=runtime)
+    own_weights = bucket.segment_of(runtime.rank)
+    owned = {piece.index: piece for piece in pieces_of(sizes, bucket.placement, runtime.rank)}
+    states = []
+    first = 0
+    for group in groups:
+        held = []
+        for index in range(first, first + len(group.parameters)):
+            if index not in owned:
+                continue
+            piece, (name, parameter) = owned[index], named[index]
+            place = slice(piece.offset, piece.offset + piece.stop - piece.start)
+            if piece.stop - piece.start == parameter.numel():
+                held.append(_Held(name, parameter, bucket.grads[place].view(parameter.shape)))
+            else:
+                held.append(_Held(name, own_weights[place], bucket.grads[place], piece.start, piece.stop))
+        first += len(group.parameters)
+        if held:
+            states.append(_AdamState(group, held))
+    return bucket, states
