@@ -21,7 +21,8 @@ import torch
 from safetensors import SafetensorError
 
 from firstlight.errors import CheckpointError
-from firstlight.train import checkpoint
+from firstlight.train import manifest as manifests
+from firstlight.train import writing
 from firstlight.train.checkpoint import (
     find_latest_good,
     list_steps,
@@ -94,7 +95,7 @@ def test_who_may_read_a_file_of_the_run_may_read_all_of_the_checkpoint(tmp_path)
 def test_the_manifest_holds_sizes_and_hashes_of_all_other_files(tmp_path):
     path = save(tmp_path, 3)
     manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert manifest["step"] == 3
     assert manifest["versions"]["torch"] == torch.__version__
     assert set(manifest["versions"]) == {"firstlight", "torch", "safetensors"}
@@ -188,9 +189,9 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_not_run(tmp_path):
     # Also where somebody made the hashes fit: the reader itself must refuse.
     path = save(tmp_path / "c", 1)
     manifest = json.loads((path / "manifest.json").read_text())
-    entry = checkpoint._write_bytes(path / "model.safetensors", pickle.dumps(Payload()))
+    entry = writing._write_bytes(path / "model.safetensors", pickle.dumps(Payload()))
     manifest["files"]["model.safetensors"] = entry
-    (path / "manifest.json").write_bytes(checkpoint._manifest_bytes(1, manifest["files"]))
+    (path / "manifest.json").write_bytes(manifests.manifest_bytes(1, manifest["files"], {}))
     assert verify(path) == []
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(path)
@@ -295,9 +296,9 @@ def test_where_all_are_damaged_there_is_none_and_each_is_named(tmp_path):
 
 def test_a_newer_schema_is_refused_by_name(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "SCHEMA", 2)
+        patch.setattr(manifests, "SCHEMA", 3)
         path = save(tmp_path, 1)
-    with pytest.raises(CheckpointError, match="schema 2; this firstlight reads 1"):
+    with pytest.raises(CheckpointError, match="schema 3; this firstlight reads 1 and 2"):
         load_checkpoint(path)
 
 
@@ -318,7 +319,7 @@ class Operations:
         self.dead = False
         for module, name in ((os, "fsync"), (os, "rename"), (os, "mkdir"), (os, "rmdir"), (os, "unlink")):
             self.wrap(monkeypatch, module, name)
-        self.wrap(monkeypatch, checkpoint, "save_file")
+        self.wrap(monkeypatch, writing, "save_file")
         opened = builtins.open
 
         def open_counting(file, mode="r", *args, **kwargs):
@@ -425,7 +426,7 @@ def test_a_disk_without_room_is_refused_before_the_first_byte_with_both_numbers(
     save(tmp_path, 1)
     usage = shutil.disk_usage(tmp_path)._replace(free=1234)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(checkpoint, "save_file", lambda *args: pytest.fail("a byte was written"))
+    monkeypatch.setattr(writing, "save_file", lambda *args: pytest.fail("a byte was written"))
     # 3 tensors of 15 float32 and 8 bytes of random state, and 1 MiB to spare.
     needed = 3 * 15 * 4 + 8 + 2**20
     with pytest.raises(CheckpointError) as raised:
@@ -440,7 +441,7 @@ def test_an_error_of_the_tensor_writer_is_a_checkpoint_error(tmp_path, monkeypat
     def fail(*args):
         raise SafetensorError("I/O error: Input/output error (os error 5)")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(writing, "save_file", fail)
     with pytest.raises(CheckpointError, match=r"step 2 could not be saved in .*Input/output error"):
         save(tmp_path, 2)
     assert names(tmp_path) == []
@@ -526,7 +527,7 @@ def test_damaged_ones_do_not_count_as_kept(tmp_path):
 
 def test_known_good_ones_are_not_read_again(tmp_path, monkeypatch):
     paths = [save(tmp_path, step) for step in (1, 2, 3)]
-    monkeypatch.setattr(checkpoint, "verify", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(manifests, "verify", lambda path: pytest.fail(f"{path} was read"))
     assert retain(tmp_path, keep=2, known_good=set(paths)) == [1]
 
 
