@@ -40,6 +40,11 @@ runs.command("firstlight.cli.runs:list_", name="list")
 runs.command("firstlight.cli.runs:show", name="show")
 runs.command("firstlight.cli.runs:report", name="report")
 
+checkpoint = App(name="checkpoint")
+checkpoint.command("firstlight.cli.checkpoint:verify", name="verify")
+checkpoint.command("firstlight.cli.checkpoint:list_", name="list")
+checkpoint.command("firstlight.cli.checkpoint:prune", name="prune")
+
 bench = App(name="bench")
 bench.command("firstlight.cli.bench:step", name="step")
 bench.command("firstlight.cli.bench:loss", name="loss")
@@ -50,7 +55,7 @@ bench.command("firstlight.cli.bench:evaluate", name="eval")
 bench.command("firstlight.cli.bench:launch", name="launch")
 bench.command("firstlight.cli.bench:all_", name="all")
 
-for group in (train, data, tokenizer, evaluate, runs, bench):
+for group in (train, data, tokenizer, evaluate, runs, checkpoint, bench):
     app.command(group)
 app.command("firstlight.cli.plan:plan", name="plan")
 app.command("firstlight.cli.sample:sample", name="sample")

@@ -29,19 +29,27 @@ def retain(
 
 
 def find_surplus(
-    directory: Path, *, keep: int, best_step: int | None = None, known_good: Collection[Path] = ()
+    directory: Path,
+    *,
+    keep: int,
+    best_step: int | None = None,
+    known_good: Collection[Path] = (),
+    report: Report | None = None,
 ) -> list[tuple[int, Path]]:
     """(step, folder) of the checkpoints that may go, the newest first. Kept are the newest ``keep`` good ones (at least
     one) and ``best_step``.
 
     A checkpoint is good if it is in ``known_good`` (written or verified by this process) or passes `verify` now. A damaged
-    one among the newest does not count and stays, for a person to look at.
+    one among the newest does not count, is reported, and stays, for a person to look at.
     """
     num_good = 0
     surplus = []
     for step, path in reversed(list_checkpoints(directory)):
         if num_good < max(1, keep):
-            num_good += path in known_good or not manifest.verify(path)
+            problems = [] if path in known_good else manifest.verify(path)
+            num_good += not problems
+            if problems and report:
+                report(f"the checkpoint of step {step} is damaged and does not count: {'; '.join(problems)}")
         elif step != best_step:
             surplus.append((step, path))
     return surplus

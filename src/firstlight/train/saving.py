@@ -7,6 +7,7 @@ are the same, byte for byte, as if training had waited. Saves never overlap.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
@@ -79,6 +80,7 @@ class SaveQueue:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._idle.set()
+        self._given_up = threading.Event()
         self._thread: threading.Thread | None = None
         self._outcomes: deque[Outcome] = deque()
         self._said: deque[str] = deque()
@@ -118,6 +120,8 @@ class SaveQueue:
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
             self._thread.start()
+            # A thread that is still in compiled code when the interpreter ends takes the process down with an abort.
+            atexit.register(self.close)
         self._idle.clear()
         self._jobs.put(job)
 
@@ -157,6 +161,12 @@ class SaveQueue:
             self._jobs.put(None)
             self._thread.join()
             self._thread = None
+            atexit.unregister(self.close)
+
+    def give_up(self) -> None:
+        """As `close`, but a save in flight ends before its next file, as one that failed. For an end at once."""
+        self._given_up.set()
+        self.close()
 
     def __enter__(self) -> SaveQueue:
         return self
@@ -164,8 +174,10 @@ class SaveQueue:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Somebody who wants an end at once does not wait for a save; a half one is no checkpoint.
-        if kind is not KeyboardInterrupt:
+        # Somebody who wants an end at once does not wait for a whole save.
+        if kind is KeyboardInterrupt:
+            self.give_up()
+        else:
             self.close()
 
     def _copy(
@@ -209,7 +221,7 @@ class SaveQueue:
                 raise self._apart
             path, num_bytes = write_checkpoint(
                 self.directory, job.share, step=job.step, state=job.state, shapes=job.shapes,
-                channel=self.channel, report=self._said.append,
+                channel=self.channel, report=self._said.append, given_up=self._given_up.is_set,
             )  # fmt: skip
         except CheckpointError as error:
             # Words that cross after this would be taken for answers to other questions.
