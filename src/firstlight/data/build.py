@@ -293,11 +293,32 @@ def start_build(
     stale = set(stale_shards(source, directory)) & mine
     first = [i for i in order or () if i in stale]
     indices = list(dict.fromkeys([*first, *sorted(stale)]))
+    return start_listed(
+        source, tokenizer, directory=directory, indices=indices, num_workers=num_workers, niceness=niceness,
+        num_built=len(mine) - len(indices), progress=progress,
+    )  # fmt: skip
+
+
+def start_listed(
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    directory: Path,
+    indices: Sequence[int],
+    num_workers: int = 1,
+    niceness: int = 0,
+    num_built: int = 0,
+    progress: Progress | None = None,
+) -> TokenStore:
+    """Open the store in ``directory``, made by ``prepare_store``; these shards of it are built in the background, in order.
+
+    For several builders of one store: one of them asks ``stale_shards`` and the list is dealt out, so that none judges a
+    shard that another is writing. num_built: shards that were there before, for ``progress``.
+    """
     if not indices:
         return TokenStore.open(directory)
-    jobs = [BuildJob(index=i, name=source.shards[i].name) for i in indices]
     builder = PoolBuilder(
-        jobs,
+        [BuildJob(index=i, name=source.shards[i].name) for i in indices],
         directory=directory,
         tokenizer=tokenizer,
         tokenizer_path=directory / TOKENIZER_FILE,
@@ -305,7 +326,7 @@ def start_build(
         build_here=build_shard,
         num_workers=num_workers,
         niceness=niceness,
-        num_built=len(mine) - len(indices),
+        num_built=num_built,
         progress=progress,
     )
     builder.start()

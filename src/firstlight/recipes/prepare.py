@@ -6,7 +6,9 @@ Everything made here is cached by content, so the second run on the same text st
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -19,7 +21,9 @@ from firstlight.data.sources.resolve import open_source
 from firstlight.data.split import ValSpec
 from firstlight.data.store import SourceHashes, TokenStore, content_hash
 from firstlight.errors import DataError
+from firstlight.recipes.sharing import folder_leaders, together
 from firstlight.runtime.console import Console, format_bytes
+from firstlight.runtime.context import Runtime
 from firstlight.tokens.bpe import SPLIT_PATTERN, Tokenizer, train_tokenizer
 
 # 32 MB of English fix the merges of a small vocabulary; more text changes the rarest tokens only. A vocabulary of 32,768
@@ -27,6 +31,8 @@ from firstlight.tokens.bpe import SPLIT_PATTERN, Tokenizer, train_tokenizer
 TOKENIZER_TRAIN_BYTES = 32_000_000
 TOKENIZER_MAX_SHARDS = 8
 SMALL_SOURCE_BYTES = 4_000_000
+VISIBLE_WITHIN_S = 120.0
+"""A network's file system shows a file that another machine has made after a minute at the latest (NFS: acdirmax)."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,46 @@ def tokenizer_for(source: Source, val: ValSpec, *, vocab_size: int, cache_dir: P
     return tokenizer
 
 
+@dataclass(frozen=True)
+class OpenedText:
+    """Text that is opened, with its tokenizer; tokenised or not. order: shards in the order of the first epoch."""
+
+    source: Source
+    tokenizer: Tokenizer
+    val: ValSpec
+    order: list[int]
+
+
+def open_text(
+    data: str,
+    *,
+    val: str | None,
+    tokenizer_path: Path | None,
+    vocab_size: int,
+    cache_dir: Path,
+    seed: int,
+    packing: str,
+    seq_len: int,
+    console: Console,
+) -> OpenedText:
+    """Open the text and get its tokenizer. Raises ConfigError or DataError for what cannot be trained on."""
+    with console.progress(f"opening {data}") as bar:
+        source = open_source(data, cache_dir=cache_dir, progress=lambda what, done, total: bar.advance(0))
+    if source.ignored:
+        console.say(
+            f"{data}: {len(source.ignored)} files beside the text are not read: {', '.join(source.ignored[:5])}"
+        )
+    val_spec = resolve_source_val(source, val)
+    if tokenizer_path is None:
+        tokenizer = tokenizer_for(source, val_spec, vocab_size=vocab_size, cache_dir=cache_dir, console=console)
+    else:
+        tokenizer = Tokenizer.load(tokenizer_path)
+    recipe = RowRecipe(
+        bos_id=tokenizer.bos_id, val=val_spec, split="train", packing=packing, row_len=seq_len + 1, seed=seed
+    )
+    return OpenedText(source, tokenizer, val_spec, recipe.shard_order([shard.name for shard in source.shards], 0))
+
+
 def prepare_data(
     data: str,
     *,
@@ -127,23 +173,108 @@ def prepare_data(
 
     Raises ConfigError or DataError for what cannot be trained on.
     """
-    with console.progress(f"opening {data}") as bar:
-        source = open_source(data, cache_dir=cache_dir, progress=lambda what, done, total: bar.advance(0))
-    if source.ignored:
-        console.say(
-            f"{data}: {len(source.ignored)} files beside the text are not read: {', '.join(source.ignored[:5])}"
-        )
-    val_spec = resolve_source_val(source, val)
-    if tokenizer_path is None:
-        tokenizer = tokenizer_for(source, val_spec, vocab_size=vocab_size, cache_dir=cache_dir, console=console)
-    else:
-        tokenizer = Tokenizer.load(tokenizer_path)
-    recipe = RowRecipe(
-        bos_id=tokenizer.bos_id, val=val_spec, split="train", packing=packing, row_len=seq_len + 1, seed=seed
+    text = open_text(
+        data, val=val, tokenizer_path=tokenizer_path, vocab_size=vocab_size, cache_dir=cache_dir, seed=seed, packing=packing,
+        seq_len=seq_len, console=console,
+    )  # fmt: skip
+    store = build.start_build(
+        text.source, text.tokenizer, cache_dir=cache_dir, num_workers=num_workers, order=text.order
     )
-    order = recipe.shard_order([shard.name for shard in source.shards], 0)
-    store = build.start_build(source, tokenizer, cache_dir=cache_dir, num_workers=num_workers, order=order)
-    return PreparedData(source, tokenizer, store, val_spec)
+    return PreparedData(text.source, text.tokenizer, store, text.val)
+
+
+def prepare_data_together(
+    data: str,
+    *,
+    val: str | None,
+    tokenizer_path: Path | None,
+    vocab_size: int,
+    cache_dir: Path,
+    num_workers: int,
+    seed: int,
+    packing: str,
+    seq_len: int,
+    console: Console,
+    runtime: Runtime,
+) -> PreparedData:
+    """`prepare_data` for all processes of a training: the work is shared, and all of the text is tokenised at the end.
+
+    In each cache folder (one that all share, or one a machine) one rank makes the tokenizer and lists the shards to be
+    built; then one rank of each machine builds its part of them with ``num_workers`` processes. Nobody waits past a
+    timeout, however long that takes. On one process it is `prepare_data`, which builds behind the training.
+
+    Raises on every rank what went wrong on any.
+    """
+
+    def open_it(path: Path | None) -> OpenedText:
+        return open_text(
+            data, val=val, tokenizer_path=path, vocab_size=vocab_size, cache_dir=cache_dir, seed=seed, packing=packing,
+            seq_len=seq_len, console=console,
+        )  # fmt: skip
+
+    control, rank = runtime.control, runtime.rank
+    if runtime.world_size == 1:
+        return prepare_data(
+            data, val=val, tokenizer_path=tokenizer_path, vocab_size=vocab_size, cache_dir=cache_dir,
+            num_workers=num_workers, seed=seed, packing=packing, seq_len=seq_len, console=console,
+        )  # fmt: skip
+    leaders = folder_leaders(control, cache_dir)
+    local_ranks = control.gather_texts(str(runtime.local_rank))
+    leader = leaders[rank]
+    builders = [r for r, each in enumerate(leaders) if each == leader and (local_ranks[r] == "0" or r == leader)]
+
+    def lead(note: Callable[[str], None]) -> tuple[OpenedText, str, list[int]] | None:
+        if rank != leader:
+            return None
+        note("making the tokenizer")
+        text = open_it(tokenizer_path)
+        directory = build.prepare_store(text.source, text.tokenizer, cache_dir=cache_dir)
+        note("looking for what is tokenised")
+        stale = set(build.stale_shards(text.source, directory))
+        return text, str(directory), [i for i in dict.fromkeys([*text.order, *sorted(stale)]) if i in stale]
+
+    led = together(control, lead, report=console.say)
+    told = control.gather_texts(json.dumps({"directory": led[1], "stale": led[2]} if led else {}))
+    found = json.loads(told[leader])
+    directory = Path(found["directory"])
+
+    def build_part(note: Callable[[str], None]) -> OpenedText:
+        text = led[0] if led else open_it(directory / build.TOKENIZER_FILE)
+        if rank not in builders:
+            return text
+        mine = found["stale"][builders.index(rank) :: len(builders)]
+        with console.progress("tokenising", len(mine), unit="shards") as bar:
+
+            def show(what: str, done: int, total: int | None) -> None:
+                note(f"{what}, {done} of {total}" if total else what)
+                if what == "tokenising":
+                    bar.advance(done - bar.done)
+
+            with build.start_listed(
+                text.source, text.tokenizer, directory=directory, indices=mine, num_workers=num_workers, progress=show
+            ) as store:
+                for index in mine:
+                    store.shard(index)
+        return text
+
+    text = together(control, build_part, report=console.say)
+    store = together(control, lambda note: _complete_store(directory), report=console.say)
+    return PreparedData(text.source, text.tokenizer, store, text.val)
+
+
+def _complete_store(directory: Path) -> TokenStore:
+    """The store, once this machine sees all that the others have built. Raises DataError where it does not."""
+    end_s = time.monotonic() + VISIBLE_WITHIN_S
+    store = TokenStore.open(directory)
+    for index in range(store.num_shards):
+        while not store.is_built(index):
+            if time.monotonic() > end_s:
+                raise DataError(
+                    f"{store.shard_names[index]} was tokenised by another process, but is not in {directory} here",
+                    hint="if the cache folder is on a network's disk, start again; else set FIRSTLIGHT_CACHE to another",
+                )
+            time.sleep(0.1)
+    return store
 
 
 def check_amounts(data: PreparedData, *, seq_len: int) -> None:
