@@ -17,16 +17,18 @@ def talk(runtime):
     first = runtime.background.broadcast_text("from 0" if runtime.rank == 0 else "ignored")
     nothing = runtime.control.gather_texts("")
     largest = runtime.control.largest(float(-runtime.rank))
+    numbers = runtime.control.gather_numbers([runtime.rank, 0.1])
     runtime.control.barrier()
-    return heard, first, nothing, largest
+    return heard, first, nothing, largest, numbers
 
 
 def test_every_process_hears_the_same():
-    for heard, first, nothing, largest in run_ranks(talk, 3):
+    for heard, first, nothing, largest, numbers in run_ranks(talk, 3):
         assert heard == ["", "one", LONG]
         assert first == "from 0"
         assert nothing == ["", "", ""]
         assert largest == 0.0
+        assert numbers == [[0.0, 0.1], [1.0, 0.1], [2.0, 0.1]]
 
 
 def test_one_process_talks_to_itself():
@@ -34,6 +36,7 @@ def test_one_process_talks_to_itself():
     assert channel.gather_texts("x") == ["x"]
     assert channel.broadcast_text("y") == "y"
     assert channel.largest(2.5) == 2.5
+    assert channel.gather_numbers([1.0, 2.0]) == [[1.0, 2.0]]
     assert channel.barrier() is None
 
 

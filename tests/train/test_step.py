@@ -308,7 +308,10 @@ def test_two_processes_equal_one_with_clipping_accumulation_and_an_overflow_on_o
     mp.spawn(two_ranks, args=(str(tmp_path),), nprocs=2)
     rank0, rank1 = (load_file(tmp_path / f"rank{r}.safetensors") for r in (0, 1))
     stats0, stats1 = rank0.pop("stats"), rank1.pop("stats")
-    assert_bit_equal(rank0, rank1)
+    # The state is divided among them, the weights are the same.
+    weights = set(rank0) & set(rank1)
+    assert weights == set(TinyModel().state_dict())
+    assert_bit_equal({name: rank0[name] for name in weights}, {name: rank1[name] for name in weights})
     assert torch.equal(stats0.nan_to_num(), stats1.nan_to_num())
     assert stats0[:, 2].tolist() == [23] * 4
     assert stats0[:, 3].tolist() == [0, 1, 0, 0]
@@ -322,7 +325,24 @@ def test_two_processes_equal_one_with_clipping_accumulation_and_an_overflow_on_o
         assert stats0[step, 0].item() == pytest.approx(stats.loss_nats, abs=1e-6)
         assert stats0[step, 1].item() == pytest.approx(stats.grad_norm, abs=1e-6)
     for name, tensor in snapshot(model, optimizer).items():
-        assert torch.allclose(rank0[name], tensor, atol=1e-6), name
+        assert torch.allclose((rank0 | rank1)[name], tensor, atol=1e-6), name
+
+
+def test_a_loss_that_is_refused_leaves_every_bit_unchanged_and_is_told_apart():
+    model = TinyModel()
+    optimizer = mixed(model)
+    before = snapshot(model, optimizer)
+    heard = []
+
+    def refuse(loss_nats):
+        heard.append(loss_nats)
+        return "too high"
+
+    stats = train_step(model, optimizer, [make_batch(3)], CPU, Hyper(), refuse=refuse)
+    assert heard == [stats.loss_nats]
+    assert (stats.skipped, stats.is_spike) == ("too high", True)
+    assert_bit_equal(before, snapshot(model, optimizer))
+    assert not train_step(model, optimizer, [make_batch(3)], CPU, Hyper(), refuse=lambda loss_nats: None).is_spike
 
 
 def test_a_real_gpt_overfits_one_batch():

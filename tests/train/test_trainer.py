@@ -24,16 +24,18 @@ from firstlight.model.gpt import GPT, GPTConfig
 from firstlight.model.init import build_gpt
 from firstlight.optim.groups import make_groups
 from firstlight.optim.muonadamw import MuonAdamW
+from firstlight.runtime.channel import Channel
 from firstlight.runtime.context import Runtime
 from firstlight.runtime.metrics import MetricsLog, read_metrics
 from firstlight.tokens.bpe import Tokenizer
-from firstlight.train import checkpoint
+from firstlight.train import checkpoint, writing
 from firstlight.train import trainer as trainer_module
 from firstlight.train.checkpoint import find_latest_good, list_steps, load_checkpoint, load_into
 from firstlight.train.horizon import Curve, StepHorizon
+from firstlight.train.saving import SaveQueue
 from firstlight.train.scaler import LossScaler
 from firstlight.train.state import TrainState, set_rng_tensors
-from firstlight.train.trainer import Saver, Trainer, mfu, tokens_per_s
+from firstlight.train.trainer import Guards, Trainer, mfu, tokens_per_s
 
 CPU = Runtime(device=torch.device("cpu"))
 CONFIG = GPTConfig(vocab_size=265, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, max_seq_len=16)
@@ -82,6 +84,9 @@ class ListSink:
     def say(self, text) -> None:
         self.said.append(text)
 
+    def rewind(self, step) -> None:
+        self.metrics.rewind(step)
+
     warn = say
 
 
@@ -129,7 +134,7 @@ class Launch:
 
 def launch(
     run_dir: Path, store: TokenStore, *, num_steps: int = 6, every: int = 2, keep: int = 2, max_epochs: int | None = None,
-    scaler: LossScaler | None = None, **options,
+    scaler: LossScaler | None = None, asynchronous: bool = False, **options,
 ) -> Launch:  # fmt: skip
     """The parts of a run, restored from its newest good checkpoint where there is one."""
     run_dir.mkdir(exist_ok=True)
@@ -156,11 +161,15 @@ def launch(
         position=start.position, max_epochs=max_epochs,
     )  # fmt: skip
     sink = ListSink(run_dir / "metrics.jsonl", rewind_to=start.step)
+    saves = SaveQueue(
+        run_dir / "checkpoints", keep=keep, channel=Channel(), asynchronous=asynchronous, report=sink.warn
+    )
+    if found is not None:
+        saves.note_good(found)
     trainer = Trainer(
         model, optimizer, loader, CPU, StepHorizon(num_steps, CURVE), num_micro_batches=MICRO,
         num_step_tokens=MICRO * ROWS * T, num_step_rows=MICRO * ROWS,
-        saver=Saver(run_dir / "checkpoints", every=every, keep=keep), sink=sink, documents_of=loader.documents_of,
-        scaler=scaler, **options,
+        saves=saves, save_every=every, sink=sink, documents_of=loader.documents_of, scaler=scaler, **options,
     )  # fmt: skip
     return Launch(model, optimizer, trainer, sink, loader, start)
 
@@ -214,13 +223,13 @@ def test_the_checkpoint_is_on_the_disk_before_a_probe_of_its_step_begins(tmp_pat
 
 def test_each_step_is_saved_once(tmp_path, store, monkeypatch):
     saved = []
-    original = checkpoint.save_checkpoint
+    original = SaveQueue.start
 
-    def counting(directory, **parts):
+    def counting(self, **parts):
         saved.append(parts["step"])
-        return original(directory, **parts)
+        return original(self, **parts)
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", counting)
+    monkeypatch.setattr(SaveQueue, "start", counting)
     launch(tmp_path / "run", store, num_steps=4, every=2, probes=[CountingProbe()]).fit()
     assert saved == [2, 4]
     # A finished run that is started again trains nothing, saves nothing, and answers the last probes again.
@@ -472,15 +481,15 @@ def test_a_signal_in_a_probe_drops_it_and_saves_the_step(tmp_path, store):
 
 @pytest.mark.parametrize(("signals", "left"), [([signal.SIGTERM], [2, 4]), ([signal.SIGINT, signal.SIGINT], [2])])
 def test_a_signal_in_a_save_never_leaves_half_of_it(tmp_path, store, monkeypatch, signals, left):
-    original = checkpoint.save_file
+    original = writing.save_file
 
     def interrupted(tensors, path):
         original(tensors, path)
-        if "step_00000004" in str(path) and path.name == checkpoint.MODEL_FILE:
+        if "step_00000004" in str(path) and path.name == "model.safetensors":
             for number in signals:
                 send(number)
 
-    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    monkeypatch.setattr(writing, "save_file", interrupted)
     with pytest.raises(Interrupted, match=f"step_0000000{left[-1]}"):
         launch(tmp_path / "run", store, num_steps=9, every=2).fit()
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
@@ -561,7 +570,7 @@ def test_a_bad_step_changes_no_bit_and_names_its_documents(tmp_path, store, wher
 
 
 def test_many_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(tmp_path, store):
-    run = launch(tmp_path / "run", store, num_steps=20, every=2, nonfinite_limit=3)
+    run = launch(tmp_path / "run", store, num_steps=20, every=2, guards=Guards(nonfinite_limit=3))
     poison(run, {1, 5, 6, 7, 8})
     with pytest.raises(TrainingStopped) as raised:
         run.fit()
@@ -572,12 +581,12 @@ def test_many_bad_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(t
 
 
 def test_refusals_in_a_row_are_counted_across_a_resume(tmp_path, store):
-    first = launch(tmp_path / "run", store, num_steps=20, every=0, nonfinite_limit=3)
+    first = launch(tmp_path / "run", store, num_steps=20, every=0, guards=Guards(nonfinite_limit=3))
     poison(first, {2, 3})
     first.sink.on_step = lambda step: send(signal.SIGTERM) if step == 3 else None
     with pytest.raises(Interrupted):
         first.fit()
-    second = launch(tmp_path / "run", store, num_steps=20, every=0, nonfinite_limit=3)
+    second = launch(tmp_path / "run", store, num_steps=20, every=0, guards=Guards(nonfinite_limit=3))
     poison(second, {4})
     with pytest.raises(TrainingStopped, match="3 updates in a row"):
         second.fit()
@@ -585,7 +594,7 @@ def test_refusals_in_a_row_are_counted_across_a_resume(tmp_path, store):
 
 def test_a_float16_overflow_that_lowers_the_scale_does_not_end_the_run(tmp_path, store):
     scaler = LossScaler(scale=2.0**12)
-    run = launch(tmp_path / "run", store, num_steps=6, every=0, nonfinite_limit=2, scaler=scaler)
+    run = launch(tmp_path / "run", store, num_steps=6, every=0, guards=Guards(nonfinite_limit=2), scaler=scaler)
     poison(run, {0, 1, 2, 3}, value=math.inf, rank_share="gradient")
     end = run.fit()
     assert (end.num_skipped, end.num_skipped_in_a_row, run.optimizer.num_updates) == (4, 0, 2)
@@ -598,7 +607,7 @@ def test_weights_that_became_non_finite_are_never_saved_and_the_good_checkpoint_
             with torch.no_grad():
                 run.model.lm_head.weight[5, 5] = math.nan
 
-    run = launch(tmp_path / "run", store, num_steps=20, every=2, nonfinite_limit=3)
+    run = launch(tmp_path / "run", store, num_steps=20, every=2, guards=Guards(nonfinite_limit=3))
     run.sink.on_step = ruin
     with pytest.raises(TrainingStopped, match="in a row"):
         run.fit()
@@ -612,7 +621,7 @@ def test_weights_that_became_non_finite_are_never_saved_and_the_good_checkpoint_
 def test_a_full_disk_leaves_the_run_alive_and_the_last_good_checkpoint_intact(tmp_path, store, monkeypatch):
     quiet = launch(tmp_path / "quiet", store, num_steps=8, every=2)
     quiet.fit()
-    original = checkpoint.save_file
+    original = writing.save_file
 
     def full(tensors, path):
         if "step_00000004" in str(path) or "step_00000006" in str(path):
@@ -620,7 +629,7 @@ def test_a_full_disk_leaves_the_run_alive_and_the_last_good_checkpoint_intact(tm
             raise OSError(28, "No space left on device")
         original(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(writing, "save_file", full)
     at_seven = []
     run = launch(tmp_path / "run", store, num_steps=8, every=2)
     run.sink.on_step = lambda step: at_seven.append(find_latest_good(tmp_path / "run" / "checkpoints"))
@@ -642,7 +651,7 @@ def test_where_the_last_save_fails_the_probes_still_run_and_the_end_is_an_error(
 
     probe = CountingProbe(every=99)
     run = launch(tmp_path / "run", store, num_steps=4, every=2, probes=[probe])
-    run.sink.on_step = lambda step: monkeypatch.setattr(checkpoint, "save_file", full) if step == 2 else None
+    run.sink.on_step = lambda step: monkeypatch.setattr(writing, "save_file", full) if step == 2 else None
     with pytest.raises(CheckpointError) as raised:
         run.fit()
     assert raised.value.exit_code == 4

@@ -25,17 +25,19 @@ from firstlight.recipes.prepare import PreparedData, check_amounts, describe_sou
 from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
 from firstlight.recipes.profiling import profiled
 from firstlight.recipes.report import write_report
+from firstlight.recipes.restore import restore_newest
 from firstlight.recipes.settings import BaseSettings
 from firstlight.recipes.sink import RunSink, open_sink
 from firstlight.runtime import environment, hardware
 from firstlight.runtime.console import Console, format_bytes, format_duration
 from firstlight.runtime.context import Runtime, open_runtime
 from firstlight.tokens.bpe import Tokenizer
-from firstlight.train.checkpoint import find_latest_good, load_checkpoint, load_into
 from firstlight.train.horizon import ClockHorizon, Curve, StepHorizon
 from firstlight.train.plan import Plan, interval
+from firstlight.train.saving import SaveQueue
+from firstlight.train.spike import SpikeGuard
 from firstlight.train.state import TrainState, set_rng_tensors
-from firstlight.train.trainer import Probe, Saver, Trainer
+from firstlight.train.trainer import Guards, Probe, Trainer
 
 
 def train_base(settings: BaseSettings, *, given: frozenset[str] = frozenset()) -> records.RunRecord:
@@ -275,7 +277,18 @@ class _BaseRun:
         for sentence in parts.notes:
             self.note(sentence)
         peak = hardware.device_peak(runtime.device, runtime.compute_dtype)
-        start = self.restore(parts)
+        saves = SaveQueue(
+            self.run_dir / "checkpoints", keep=settings.keep, channel=runtime.background,
+            asynchronous=settings.async_save, report=console.warn,
+        )  # fmt: skip
+        spike = SpikeGuard() if settings.spike != "off" else None
+
+        def restore() -> TrainState | None:
+            return self.restore(parts, saves, spike)
+
+        start = (restore() if self.previous is not None else None) or TrainState()
+        if self.previous is not None and start.step == 0:
+            console.say(f"{self.run_dir} has no checkpoint yet: it starts from its first step")
         validation = Validation(
             data.store, data.val, data.tokenizer, seq_len=plan.seq_len, batch_rows=plan.device_batch_size,
             runtime=runtime, console=console, hidden=parts.hidden, compiled=parts.compiled,
@@ -322,9 +335,14 @@ class _BaseRun:
                 parts.model, parts.optimizer, loader, runtime, horizon,
                 num_micro_batches=plan.num_micro_batches, num_step_tokens=plan.total_batch_size,
                 num_step_rows=plan.total_batch_size // plan.seq_len,
-                saver=Saver(self.run_dir / "checkpoints", every=plan.save_every, keep=settings.keep),
-                sink=sink, probes=probes, hidden=parts.hidden, scaler=parts.scaler, compiled_loss=parts.compiled,
-                documents_of=loader.documents_of, nonfinite_limit=settings.nonfinite_limit,
+                saves=stack.enter_context(saves), save_every=plan.save_every, sink=sink, probes=probes,
+                hidden=parts.hidden, scaler=parts.scaler, compiled_loss=parts.compiled, documents_of=loader.documents_of,
+                guards=Guards(
+                    nonfinite_limit=settings.nonfinite_limit, spike=spike,
+                    on_spike="rollback" if settings.spike == "rollback" else "skip",
+                    check_replicas_every=settings.check_replicas_every,
+                ),
+                restore=restore,
             )  # fmt: skip
             if settings.profile and runtime.is_main:
                 stack.enter_context(profiled(trainer, self.run_dir / "profile", console=console))
@@ -340,27 +358,17 @@ class _BaseRun:
         self.say_where()
         return self.record
 
-    def restore(self, parts: Parts) -> TrainState:
-        """State of the newest good checkpoint, with its weights and optimizer loaded; or the beginning."""
-        if self.previous is None:
-            return TrainState()
-        # Rank 0 chooses for all: folders on disks of their own must not make ranks go on from different steps.
-        directory = self.run_dir / "checkpoints"
-        found = find_latest_good(directory, self.console.warn) if self.runtime.is_main else None
-        name = self.runtime.broadcast_text(found.name if found else "")
-        if not name:
-            self.console.say(f"{self.run_dir} has no checkpoint yet: it starts from its first step")
-            return TrainState()
-        found = directory / name
-        loaded = load_checkpoint(found)
-        load_into(parts.model.state_dict(), loaded.model, what=str(found))
-        parts.optimizer.load_state_tensors(loaded.optimizer)
-        parts.optimizer.num_updates = int(loaded.state["num_updates"])
-        if parts.scaler is not None and loaded.state["scaler"] is not None:
-            parts.scaler.load_state(loaded.state["scaler"])
-        self.rng = loaded.rng
-        self.console.say(f"resumed from {found}")
-        return TrainState.from_dict(loaded.state["train"])
+    def restore(self, parts: Parts, saves: SaveQueue, spike: SpikeGuard | None) -> TrainState | None:
+        """State of the newest good checkpoint, with all else of it loaded; None where there is none."""
+        restored = restore_newest(
+            saves.directory, parts, runtime=self.runtime, console=self.console, spike=spike
+        )
+        if restored is None:
+            return None
+        self.rng = restored.rng
+        saves.note_good(restored.path)
+        self.console.say(f"resumed from {restored.path}")
+        return restored.state
 
     def make_horizon(
         self, plan: Plan, validation: Validation, rates: Rates | None, start: TrainState

@@ -49,7 +49,9 @@ class RunSink:
                 write_samples(self._run_dir)
             except OSError as error:
                 self._console.warn(f"samples.md could not be written: {error.strerror or error}")
-        self._tracker.log(kind, step, values)
+        if kind != "save":
+            # It comes some steps after its own, and trackers take steps in order only.
+            self._tracker.log(kind, step, values)
 
     def show(self, step: int, stats: StepStats, hyper: Hyper, state: TrainState, *, num_tokens: int) -> None:
         """One training step: a row of the metrics, and a line or a moving bar for a person."""
@@ -73,6 +75,10 @@ class RunSink:
             "epoch": stats.position.epoch,
             "tokens_seen": state.tokens_seen,
         }
+        if stats.rank_compute_s:
+            row["rank_compute_s"] = list(stats.rank_compute_s)
+            row["slowest_rank"] = max(range(len(stats.rank_compute_s)), key=stats.rank_compute_s.__getitem__)
+            row["rank_memory_bytes"] = list(stats.rank_memory_bytes)
         if stats.skipped is not None:
             row["skipped"] = stats.skipped
         self.write("train", step, row)
@@ -92,6 +98,11 @@ class RunSink:
                 skipped=stats.skipped,
             )
         )
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows of steps from ``step`` on: they will be made again."""
+        if self._metrics is not None:
+            self._metrics.rewind(step)
 
     def finish_steps(self) -> None:
         """Show the last step and take the bar away, before what comes after training is said."""

@@ -6,6 +6,7 @@ training group is busy. All processes must make the same calls on a channel in t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,14 @@ class Channel:
     def broadcast_text(self, text: str) -> str:
         """Rank 0's text, of any length, on every process. A collective call."""
         return self.gather_texts(text if self.rank == 0 else "")[0]
+
+    def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Every process's numbers, equally many, in the order of ranks, on every process. A collective call."""
+        if self.world_size == 1:
+            return [list(numbers)]
+        gathered = [torch.zeros(len(numbers), dtype=torch.float64) for _ in range(self.world_size)]
+        dist.all_gather(gathered, torch.tensor(numbers, dtype=torch.float64), group=self.group)
+        return [numbers_of_rank.tolist() for numbers_of_rank in gathered]
 
     def largest(self, value: float) -> float:
         """The largest of the processes' numbers. A collective call."""

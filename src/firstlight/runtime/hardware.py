@@ -185,6 +185,12 @@ def device_memory(device: torch.device) -> DeviceMemory | None:
     return None
 
 
+def memory_in_use_bytes(device: torch.device) -> int:
+    """What this process uses of the memory that it may run out of: a GPU's, or RAM; 0 where the system does not say."""
+    memory = device_memory(device)
+    return memory.used_bytes if memory is not None else rss_bytes() or 0
+
+
 def describe(device: torch.device, *, num_threads: int) -> dict[str, Any]:
     """The machine in a few facts, for the run record: CPU, usable CPUs, threads, memory, and the GPU where one is
     used.

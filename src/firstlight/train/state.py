@@ -24,6 +24,7 @@ class TrainState:
     position: where the next row of data comes from. tokens_seen: tokens given to the model, padding included.
     elapsed_s: seconds in training steps. used_s: seconds of the run by the clock, with scores and saves (minutes horizon).
     best_bpb, best_step: lowest score of those steps that have a checkpoint, and its step; None before the first.
+    num_rollbacks: times that training went back to a checkpoint from a spike of the loss.
     num_skipped: updates refused so far. num_skipped_in_a_row: the latest ones without a good one between; see `train.guard`.
     """
 
@@ -36,6 +37,7 @@ class TrainState:
     best_step: int | None = None
     num_skipped: int = 0
     num_skipped_in_a_row: int = 0
+    num_rollbacks: int = 0
 
     def after(self, stats: StepStats, *, num_tokens: int, mended: bool = False) -> TrainState:
         """State after one step that was given ``num_tokens`` tokens over all ranks.
@@ -44,7 +46,9 @@ class TrainState:
         and says nothing against the run, so it does not count towards the refusals in a row.
         """
         was_skipped = stats.skipped is not None
-        in_a_row = self.num_skipped_in_a_row + (not mended) if was_skipped else 0
+        # A spike's update is left out by choice: only numbers that are not finite count towards the limit.
+        counts = was_skipped and not mended and not stats.is_spike
+        in_a_row = self.num_skipped_in_a_row + counts if was_skipped else 0
         return replace(
             self,
             step=self.step + 1,
@@ -69,6 +73,8 @@ class TrainState:
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "state.json") -> TrainState:
         """Inverse of `to_dict`. Raises CheckpointError that names every missing, unknown or wrong value."""
         complete = asdict(cls())
+        # Counts that came later are zero in older checkpoints.
+        values = {"num_rollbacks": 0, **values}
         problems = [f"{key} is missing" for key in complete if key not in values]
         position = values.get("position")
         if isinstance(position, Mapping):

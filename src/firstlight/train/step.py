@@ -34,6 +34,9 @@ class StepStats:
     num_targets: targets that carried loss. elapsed_s: wall time of the step on this rank, with the device idle at both
     ends. position: the data position after the step's last micro-batch.
     skipped: why nothing was applied, or None. Weights, optimizer state and update count are then bit-unchanged.
+    is_spike: it was ``refuse`` that said so.
+    compute_s: time of this rank's forward and backward passes, before it waited for any other rank.
+    rank_compute_s, rank_memory_bytes: of every rank, where there are several and somebody has asked them.
     """
 
     loss_nats: float
@@ -42,6 +45,10 @@ class StepStats:
     elapsed_s: float
     position: Position
     skipped: str | None = None
+    is_spike: bool = False
+    compute_s: float = 0.0
+    rank_compute_s: tuple[float, ...] = ()
+    rank_memory_bytes: tuple[int, ...] = ()
 
 
 class _Config(Protocol):
@@ -76,6 +83,7 @@ def train_step(
     hidden: Callable[[torch.Tensor], torch.Tensor] | None = None,
     scaler: LossScaler | None = None,
     compiled_loss: bool = False,
+    refuse: Callable[[float], str | None] | None = None,
 ) -> StepStats:
     """Train on ``micro_batches`` (this rank's share of one global batch) and return what happened.
 
@@ -84,6 +92,7 @@ def train_step(
 
     hidden: in place of ``model.hidden`` (its compiled form). scaler: for float16; see `LossScaler`.
     compiled_loss: run the loss layer's kernel through torch.compile.
+    refuse: given the mean loss of all ranks before the update; a reason in words leaves the update out.
 
     Raises ValueError for no micro-batch, and what `summed_cross_entropy` raises.
     """
@@ -110,15 +119,22 @@ def train_step(
     if position is None:
         raise ValueError("train_step was given no micro-batch")
 
-    runtime.sum_(totals)
+    compute_s = 0.0
+    if runtime.world_size > 1:
+        # The totals are read next, so the device is waited for in any case.
+        runtime.synchronize()
+        compute_s = time.perf_counter() - start_s
+        runtime.sum_(totals)
     loss_sum, num_targets = totals.tolist()
     num_targets = round(num_targets)
     loss_nats = loss_sum / num_targets if num_targets else 0.0
-    grad_norm, skipped = math.nan, None
+    grad_norm, skipped, is_spike = math.nan, None, False
     if num_targets == 0:
         skipped = "the batch has no targets: every one is ignored"
     elif not math.isfinite(loss_nats):
         skipped = f"loss is {loss_nats}"
+    elif refuse is not None and (reason := refuse(loss_nats)) is not None:
+        skipped, is_spike = reason, True
     else:
         result = optimizer.step(hyper, grad_scale=1 / (num_targets * loss_scale))
         grad_norm = result.grad_norm
@@ -130,4 +146,5 @@ def train_step(
                 skipped += f"; loss scale lowered from {loss_scale:g} to {scaler.scale:g}"
     optimizer.zero_grad()
     runtime.synchronize()
-    return StepStats(loss_nats, grad_norm, num_targets, time.perf_counter() - start_s, position, skipped)
+    elapsed_s = time.perf_counter() - start_s
+    return StepStats(loss_nats, grad_norm, num_targets, elapsed_s, position, skipped, is_spike, compute_s)

@@ -1,6 +1,7 @@
 """The one loop: save, probe, step, log. Every stage is this loop with other weights, batches, plan and probes.
 
-At each step boundary, in this order: a checkpoint where one is due (before anything that could fail), then the probes that
+At each step boundary, in this order: what happened to the saves before, the ranks' agreement on stopping, a comparison of
+the ranks' weights where one is due, a checkpoint where one is due (before anything that could fail), then the probes that
 are due, then one update. Probes never change what is trained and never end a run.
 
 ``step`` counts the steps done. So metrics row ``step`` is the update from ``step`` to ``step + 1``, and a checkpoint or a
@@ -16,20 +17,25 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
 from firstlight.data.batch import Batch, Position
-from firstlight.errors import CheckpointError, ConfigError, DataError, Interrupted
+from firstlight.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingStopped
 from firstlight.optim.muonadamw import MuonAdamW
 from firstlight.optim.schedule import Hyper
+from firstlight.runtime import hardware
 from firstlight.runtime.context import Runtime
-from firstlight.train import checkpoint, guard
+from firstlight.train import guard, replicas
+from firstlight.train.saving import Outcome, SaveQueue
 from firstlight.train.scaler import LossScaler
+from firstlight.train.spike import SpikeGuard
 from firstlight.train.state import TrainState, preserved_rng, rng_tensors
 from firstlight.train.step import StepStats, TrainableModel, train_step
+
+MOST_ROLLBACKS = 3
+"""Times that a run goes back from a spike before it stops instead."""
 
 
 class Horizon(Protocol):
@@ -53,25 +59,34 @@ class Probe(Protocol):
 
 
 class Sink(Protocol):
-    """Where numbers go: `write` for rows of the metrics, `show` for the step that a person watches."""
+    """Where numbers go: `write` for rows of the metrics, `show` for the step that a person watches.
+
+    ``rewind`` forgets the rows of steps from ``step`` on, which will be made again.
+    """
 
     def write(self, kind: str, step: int | None, values: Mapping[str, Any]) -> None: ...
     def show(self, step: int, stats: StepStats, hyper: Hyper, state: TrainState, *, num_tokens: int) -> None: ...
     def say(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
+    def rewind(self, step: int) -> None: ...
 
 
 @dataclass(frozen=True)
-class Saver:
-    """When and where checkpoints are kept: every ``every`` steps (0: only at the end and on a signal), ``keep`` and the best."""
+class Guards:
+    """What watches over a run besides the refusal of numbers that are not finite; by default nothing does.
 
-    directory: Path
-    every: int
-    keep: int
+    nonfinite_limit: refused updates in a row that end the run (0: none do).
+    spike, on_spike: who judges the losses, and whether a spike's update is left out (``skip``) or training goes back to the
+        newest good checkpoint and passes over the rows since then (``rollback``).
+    check_replicas_every: steps between comparisons of the ranks' weights (0: never).
+    beat: told what begins; see `Watchdog.beat`.
+    """
 
-    def due(self, step: int, *, is_last: bool) -> bool:
-        """Whether the state after ``step`` steps is to be saved."""
-        return is_last or (self.every > 0 and step > 0 and step % self.every == 0)
+    nonfinite_limit: int = 5
+    spike: SpikeGuard | None = None
+    on_spike: Literal["skip", "rollback"] = "skip"
+    check_replicas_every: int = 0
+    beat: Callable[[str], None] = lambda phase: None
 
 
 class Trainer:
@@ -94,26 +109,34 @@ class Trainer:
         num_micro_batches: int,
         num_step_tokens: int,
         num_step_rows: int,
-        saver: Saver,
+        saves: SaveQueue,
+        save_every: int,
         sink: Sink,
         probes: Sequence[Probe] = (),
         hidden: Callable[[torch.Tensor], torch.Tensor] | None = None,
         scaler: LossScaler | None = None,
         compiled_loss: bool = False,
         documents_of: Callable[[Position, int], list[str]] | None = None,
-        nonfinite_limit: int = 5,
+        guards: Guards | None = None,
+        stop: guard.StopRequest | None = None,
+        weights: Callable[[], tuple[Mapping[str, torch.Tensor], Mapping[str, tuple[int, ...]]]] | None = None,
+        restore: Callable[[], TrainState | None] | None = None,
     ) -> None:
         self.model, self.optimizer, self.batches = model, optimizer, batches
         self.runtime, self.horizon = runtime, horizon
         self.num_micro_batches = num_micro_batches
         self.num_step_tokens, self.num_step_rows = num_step_tokens, num_step_rows
-        self.saver, self.sink, self.probes = saver, sink, tuple(probes)
+        self.saves, self.save_every = saves, save_every
+        self.sink, self.probes = sink, tuple(probes)
         self.hidden, self.scaler, self.compiled_loss = hidden, scaler, compiled_loss
         self.documents_of = documents_of
-        self.nonfinite_limit = nonfinite_limit
+        self.guards = guards or Guards()
+        self.stop = stop or guard.StopRequest(runtime, report=sink.warn)
+        self.weights = weights or self._replicated_weights
+        self.restore = restore
         self.last_loss_nats: float | None = None
-        self._known_good: set[Path] = set()
         self._saved_step = 0
+        self._checked_step = -1
         self._save_problem: CheckpointError | None = None
 
     def fit(self, state: TrainState) -> TrainState:
@@ -122,41 +145,46 @@ class Trainer:
         A state beyond step 0 is taken to come from its checkpoint in the saver's directory, so it is not saved again.
 
         Raises ConfigError for a run without a step; Interrupted after a signal (a checkpoint is saved first);
-        TrainingStopped where too many updates in a row were refused; DataError where the data ends or is damaged (a
-        checkpoint is saved first); CheckpointError where the last checkpoint cannot be saved (after the probes).
+        TrainingStopped where too many updates in a row were refused, where the ranks' weights are no longer the same, or
+        where another rank has ended; DataError where the data ends or is damaged (with one process a checkpoint is saved
+        first); CheckpointError where the last checkpoint cannot be saved (after the probes).
         """
         if state.step == 0 and self.horizon.is_done(0):
             raise ConfigError("this run would end before its first step", hint="give it a longer horizon")
         self._saved_step = state.step
-        if state.step:
-            self._known_good.add(self.saver.directory / checkpoint.checkpoint_name(state.step))
-        stop = guard.StopRequest(self.runtime, report=self.sink.warn)
         try:
-            with stop.watching(), _steady_garbage_collector() as collect:
-                return self._loop(state, stop, collect)
+            with self.stop.watching(), _steady_garbage_collector() as collect:
+                return self._loop(state, collect)
         except KeyboardInterrupt:
             raise Interrupted(f"stopped at once; {self.where_saved()}", hint="go on with --resume") from None
 
-    def _loop(self, state: TrainState, stop: guard.StopRequest, collect: Callable[[], None]) -> TrainState:
+    def _loop(self, state: TrainState, collect: Callable[[], None]) -> TrainState:
         while True:
+            self.guards.beat("waiting for the other processes")
+            self._report(self.saves.finished())
             is_last = self.horizon.is_done(state.step)
-            signal_name = stop.agreed()
-            if signal_name or self.saver.due(state.step, is_last=is_last):
+            signal_name = self.stop.agreed()
+            is_saved = signal_name or is_last or self._due(state.step, self.save_every)
+            if is_saved or self._due(state.step, self.guards.check_replicas_every):
+                self._check_replicas(state.step)
+            if is_saved:
                 self.save(state)
             if signal_name:
+                self.finish_saving()
                 self.sink.write("event", state.step, {"what": f"stopped by {signal_name}"})
                 raise Interrupted(
                     f"stopped by {signal_name} after {state.step} steps, {self.where_saved()}",
                     hint="go on with the same command and --resume",
                 )
             try:
-                with stop.droppable():
+                with self.stop.droppable():
                     state = self.probe(state, is_last=is_last, collect=collect)
             except guard.Dropped:
                 continue
             if is_last:
                 break
             state = self.advance(state)
+        self.finish_saving()
         if self._save_problem is not None:
             raise CheckpointError(
                 f"training is done, but {self._save_problem.what}; {self.where_saved()}",
@@ -164,9 +192,30 @@ class Trainer:
             )
         return state
 
+    @staticmethod
+    def _due(step: int, every: int) -> bool:
+        return every > 0 and step > 0 and step % every == 0
+
+    def _check_replicas(self, step: int) -> None:
+        """Before a save too: a checkpoint must not depend on which rank's weights are taken."""
+        if self.guards.check_replicas_every == 0 or self.runtime.world_size == 1 or step == self._checked_step:
+            return
+        self._checked_step = step
+        differences = replicas.find_differences(self.model.named_parameters(), self.runtime)
+        if differences:
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            what = f"the processes' weights are no longer the same before step {step}: {'; '.join(differences[:3])}{more}"
+            self.sink.write("event", step, {"what": what, "tensors": differences})
+            raise TrainingStopped(
+                what,
+                hint=f"a faulty device or memory is likely; {self.where_saved()}. Go on with --resume, on other devices",
+            )
+
     def advance(self, state: TrainState) -> TrainState:
         """One update: micro-batches in, a new state and a row of the metrics out."""
+        self.guards.beat(f"step {state.step}")
         hyper = self.horizon.hyper(state.step)
+        spike = self.guards.spike
         scale = self.scaler.scale if self.scaler else None
         try:
             stats = train_step(
@@ -178,24 +227,73 @@ class Trainer:
                 hidden=self.hidden,
                 scaler=self.scaler,
                 compiled_loss=self.compiled_loss,
+                refuse=spike.judge if spike else None,
             )
         except DataError:
-            # It comes between micro-batches, before the update: the weights are still those of this state.
-            self.save(state)
+            # It comes between micro-batches, before the update: the weights are still those of this state. With several
+            # processes this may be the only one that cannot go on, and a save needs all.
+            if self.runtime.world_size == 1:
+                self.save(state)
+                self.finish_saving()
             raise
+        if self.runtime.world_size > 1:
+            stats = self._with_all_ranks(stats)
+        if spike and stats.skipped is None:
+            spike.accept(stats.loss_nats)
         before = state
         lowered = self.scaler is not None and self.scaler.scale != scale
         state = state.after(stats, num_tokens=self.num_step_tokens, mended=lowered)
         self.last_loss_nats = stats.loss_nats
         self.sink.show(before.step, stats, hyper, state, num_tokens=self.num_step_tokens)
         if stats.skipped is not None:
-            documents = self.documents_of(before.position, self.num_step_rows) if self.documents_of else []
-            self.sink.write("event", before.step, {"what": f"update refused: {stats.skipped}", "documents": documents})
-            named = f"; documents: {', '.join(documents[:3])}{' ...' * (len(documents) > 3)}" if documents else ""
-            self.sink.warn(f"step {before.step}: update refused ({stats.skipped}), weights unchanged{named}")
-            last_good = self.where_saved()
-            guard.check_skips(state, limit=self.nonfinite_limit, reason=stats.skipped, last_good=last_good)
+            self._tell_refusal(before, stats)
+            if stats.is_spike and self.guards.on_spike == "rollback":
+                return self._rolled_back(state)
+            if not stats.is_spike:
+                last_good = self.where_saved()
+                limit = self.guards.nonfinite_limit
+                guard.check_skips(state, limit=limit, reason=stats.skipped, last_good=last_good)
         return state
+
+    def _with_all_ranks(self, stats: StepStats) -> StepStats:
+        """With each rank's own time and memory, so that the slowest is seen."""
+        memory_bytes = hardware.memory_in_use_bytes(self.runtime.device)
+        by_rank = self.runtime.control.gather_numbers([stats.compute_s, float(memory_bytes)])
+        times_s, sizes = zip(*by_rank, strict=True)
+        return replace(stats, rank_compute_s=times_s, rank_memory_bytes=tuple(int(size) for size in sizes))
+
+    def _tell_refusal(self, before: TrainState, stats: StepStats) -> None:
+        documents = self.documents_of(before.position, self.num_step_rows) if self.documents_of else []
+        self.sink.write("event", before.step, {"what": f"update refused: {stats.skipped}", "documents": documents})
+        named = f"; documents: {', '.join(documents[:3])}{' ...' * (len(documents) > 3)}" if documents else ""
+        self.sink.warn(f"step {before.step}: update refused ({stats.skipped}), weights unchanged{named}")
+
+    def _rolled_back(self, state: TrainState) -> TrainState:
+        """The newest checkpoint's weights, with the data that comes after ``state``: what led to the spike is passed over."""
+        self.finish_saving()
+        if state.num_rollbacks >= MOST_ROLLBACKS:
+            raise TrainingStopped(
+                f"the loss has spiked again after {state.num_rollbacks} rollbacks, the last time at step {state.step - 1}",
+                hint=f"{self.where_saved()}. Lower the rates, look at the documents named in metrics.jsonl, or use --spike skip",
+            )
+        restored = self.restore() if self.restore else None
+        if restored is None:
+            self.sink.warn(f"step {state.step - 1}: there is no checkpoint to go back to yet; the update is left out")
+            return state
+        num_rows = state.position.rows_consumed - restored.position.rows_consumed
+        what = f"rolled back from step {state.step} to {restored.step}; {num_rows:,} rows of data are passed over"
+        self.sink.warn(what)
+        self.sink.rewind(restored.step)
+        self.sink.write("event", restored.step, {"what": what, "num_rows_passed_over": num_rows})
+        self._saved_step = self._checked_step = restored.step
+        return replace(
+            restored,
+            position=state.position,
+            used_s=state.used_s,
+            elapsed_s=state.elapsed_s,
+            num_skipped=state.num_skipped,
+            num_rollbacks=state.num_rollbacks + 1,
+        )
 
     def _micro_batches(self, step: int) -> Iterator[Batch]:
         for _ in range(self.num_micro_batches):
@@ -205,57 +303,58 @@ class Trainer:
             yield batch
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint of ``state``. One that fails is reported; the run and the checkpoints before it live on."""
+        """Begin a checkpoint of ``state``. One that fails is reported; the run and the checkpoints before it live on."""
         if state.step == self._saved_step:
             return
-        self._save_problem = None
-        if self.runtime.is_main:
-            try:
-                self._save_here(state)
-            except CheckpointError as error:
-                self._save_problem = error
-                self.sink.warn(f"{error}\n  training goes on; {self.where_saved()}")
-                self.sink.write("event", state.step, {"what": f"save failed: {error.what}"})
-        if self.runtime.largest(float(self._save_problem is not None)):
-            self._save_problem = self._save_problem or CheckpointError("rank 0 could not save the last checkpoint")
-        else:
-            self._saved_step = state.step
-
-    def _save_here(self, state: TrainState) -> None:
+        self.guards.beat(f"saving step {state.step}")
+        model, shapes = self.weights()
         values = {
             "step": state.step,
             "train": replace(state, used_s=self.horizon.used_s()).to_dict(),
             "num_updates": self.optimizer.num_updates,
             "scaler": self.scaler.state() if self.scaler else None,
+            "spike": self.guards.spike.state() if self.guards.spike else None,
         }
-        path = checkpoint.save_checkpoint(
-            self.saver.directory,
+        self.saves.start(
             step=state.step,
-            model=self.model,  # pyrefly: ignore[bad-argument-type]
-            optimizer=self.optimizer,
+            model=model,
+            optimizer=self.optimizer.state_tensors(),
+            shapes={**shapes, **self.optimizer.state_shapes()},
             state=values,
-            rng=rng_tensors(self.runtime.device),
-            report=self.sink.warn,
-        )
-        self._known_good.add(path)
-        checkpoint.retain(
-            self.saver.directory,
-            keep=self.saver.keep,
+            rng=rng_tensors(self.runtime.device) if self.runtime.is_main else None,
             best_step=state.best_step,
-            known_good=self._known_good,
-            report=self.sink.warn,
         )
+        self._saved_step = state.step
+        self._save_problem = None
+
+    def _replicated_weights(self) -> tuple[Mapping[str, torch.Tensor], Mapping[str, tuple[int, ...]]]:
+        return (self.model.state_dict() if self.runtime.is_main else {}), {}
+
+    def finish_saving(self) -> None:
+        """Wait until the checkpoint that is being written is on disk, or has failed. All ranks know then which it is."""
+        self.guards.beat("waiting for a checkpoint to be written")
+        self._report(self.saves.wait())
+
+    def _report(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.error is None:
+                took = {"copy_s": outcome.copy_s, "waited_s": outcome.waited_s, "write_s": outcome.write_s}
+                self.sink.write("save", outcome.step, {**took, "bytes": outcome.num_bytes})
+                continue
+            if outcome.step == self._saved_step:
+                self._save_problem = outcome.error
+            self.sink.warn(f"{outcome.error}\n  training goes on; {self.where_saved()}")
+            self.sink.write("event", outcome.step, {"what": f"save failed: {outcome.error.what}"})
 
     def where_saved(self) -> str:
         """The newest checkpoint that is known to be good, for a message."""
-        if self._known_good:
-            return f"the last good checkpoint is {max(self._known_good)}"
-        return "no checkpoint was saved yet"
+        return self.saves.where_saved()
 
     def probe(self, state: TrainState, *, is_last: bool, collect: Callable[[], None]) -> TrainState:
         """Run the probes that are due. Weights, optimizer, modes and random state are as before, whatever a probe does."""
         due = [probe for probe in self.probes if probe.due(state.step, is_last)]
         for probe in due:
+            self.guards.beat(f"the probe {probe.name} at step {state.step}")
             try:
                 with _untouched(self.model, self.runtime):
                     values = probe.measure(self.model, state.step)
