@@ -17,6 +17,7 @@ from firstlight.recipes import base
 from firstlight.recipes.settings import BaseSettings
 from firstlight.runtime.metrics import read_metrics
 from firstlight.train import trainer as trainer_module
+from firstlight.train import writing
 from firstlight.train.trainer import Trainer
 
 TINY = BaseSettings(
@@ -294,14 +295,14 @@ def test_folder_without_write_permission_is_refused_before_step_0(tiny, own_fold
 
 
 def test_full_disk_during_a_save_keeps_the_run_and_the_last_good_checkpoint(tiny, own_folders, monkeypatch, capsys):
-    real = trainer_module.checkpoint.save_checkpoint
+    real = writing.save_file
 
-    def full(directory, *, step, **rest):
-        if step == 8:
-            raise CheckpointError("step 8 could not be saved: No space left on device", hint="free some space")
-        return real(directory, step=step, **rest)
+    def full(tensors, path):
+        if "step_00000008" in str(path):
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
 
-    monkeypatch.setattr(trainer_module.checkpoint, "save_checkpoint", full)
+    monkeypatch.setattr(writing, "save_file", full)
     record = base.train_base(replace(tiny, run="full"))
     assert record.status == "done"
     assert "No space left" in capsys.readouterr().err
