@@ -1,0 +1,58 @@
+"""A signal to one rank only: all ranks end together with one whole checkpoint, in whatever phase it comes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+from resilience import faults
+from resilience.harness import TINY, assert_same_run, launch, losses, resumed, rows, run_to_end, steps_saved
+
+EVALUATING = replace(TINY, eval_every=6, eval_documents=6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault", "args", "step"),
+    [
+        pytest.param(TINY, faults.signal_in_step, (1, 7), 8, id="in-a-step"),
+        pytest.param(TINY, faults.signal_in_step, (1, 7, signal.SIGINT), 8, id="sigint-in-a-step"),
+        pytest.param(TINY, faults.signal_twice_in_step, (1, 7), 8, id="twice"),
+        pytest.param(EVALUATING, faults.signal_in_evaluation, (1, 6), 6, id="in-an-evaluation"),
+        pytest.param(TINY, faults.signal_in_save, (0,), None, id="in-a-save"),
+    ],
+)
+def test_r15_a_signal_to_one_rank_ends_all_with_one_checkpoint(place, straight, settings, fault, args, step):
+    job = run_to_end(place, replace(settings, run="asked"), 2, codes=130, fault=fault, fault_args=args)
+    run_dir = place.runs / "asked"
+    newest = steps_saved(run_dir)[-1]
+    assert step is None or newest == step
+    assert [at for at, _ in losses(run_dir)] == list(range(newest)), (
+        "the checkpoint must be of the last step that was done"
+    )
+    assert "--resume" in job.output(0)
+    assert "Traceback" not in job.everything()
+    assert any("SIG" in row["what"] for row in rows(run_dir, "event"))
+    run_to_end(place, resumed("asked"), 2)
+    assert_same_run(straight(2), run_dir)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_r15_a_signal_before_the_first_step_ends_all_ranks_quickly(place, which):
+    timed = replace(TINY, run="asked", num_iterations=None, minutes=1.0)
+    started_s = time.monotonic()
+    job = run_to_end(place, timed, 2, codes=130, fault=faults.signal_while_measuring, fault_args=(which,))
+    assert time.monotonic() - started_s < 20
+    assert losses(place.runs / "asked") == []
+    assert "Traceback" not in job.everything()
+
+
+def test_r15_a_signal_while_processes_meet_or_prepare_leaves_none_of_them_behind(place):
+    # Before the recipe takes signals, the system's own answer is right: the process ends, and the other with it.
+    job = launch(place, replace(TINY, run="early"), 2)
+    time.sleep(0.2)
+    job.signal(1)
+    codes = job.wait(timeout_s=20)
+    assert codes[1] in (-15, 130), job.everything()
+    assert codes[0] != 0, job.everything()
