@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ranks import run_ranks
 from torch import nn
 
 from firstlight.errors import ConfigError, DataError
@@ -19,6 +22,7 @@ from firstlight.eval.bpb import BpbResult, evaluate_bpb
 from firstlight.runtime.context import Runtime
 from firstlight.tokens.bpe import Tokenizer, train_tokenizer
 from firstlight.tokens.document import Document
+from firstlight.train.guard import Dropped, StopRequest
 
 CPU = Runtime(device=torch.device("cpu"))
 SOFTCAP = 15.0
@@ -442,3 +446,89 @@ def test_ranks_share_the_documents_and_agree_with_one_process(uneven, world_size
         assert (result.num_bytes, result.num_documents, result.num_tokens, result.num_windows) == (
             alone.num_bytes, 13, alone.num_tokens, alone.num_windows,
         )  # fmt: skip
+
+
+# Ended in the middle.
+
+
+def test_a_stop_is_obeyed_before_the_next_batch_and_the_mode_is_put_back() -> None:
+    answers = iter([False, False, True])
+    model = Bigram(BITS).train()
+    with pytest.raises(Dropped):
+        evaluate_bpb(
+            model, [document(0, 1, 2)] * 100, TOKEN_BYTES, bos_id=4, seq_len=3, batch_rows=1, runtime=CPU,
+            should_stop=lambda: next(answers),
+        )  # fmt: skip
+    assert next(answers, "all were asked for") == "all were asked for"
+    assert model.training
+
+
+def test_a_question_that_is_always_denied_changes_no_score() -> None:
+    documents = [document(0, 1, 2, 3, 0, 1, 2), document(1, 1)]
+    assert score(documents, should_stop=lambda: False).nats == score(documents).nats
+
+
+LENGTHS = [3] * 40 + [300]
+"""Of documents: rank 0 of 2 has the long one, and so many more batches than rank 1."""
+
+
+def score_on_ranks(runtime: Runtime, what: str) -> list:
+    """Score twice: once with something that goes wrong on rank 1 only, once in peace. What came of it, and batches begun."""
+    model = Bigram(BITS)
+    documents = [document(*[i % 4 for i in range(n)]) for n in LENGTHS]
+    num_batches = 0
+    stop = StopRequest(runtime)
+
+    def hidden(inputs_BT: torch.Tensor) -> torch.Tensor:
+        nonlocal num_batches
+        num_batches += 1
+        if runtime.rank == 1 and num_batches == 5:
+            if what == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if what == "error":
+                raise RuntimeError("no memory left")
+        return model.hidden(inputs_BT)
+
+    def run() -> BpbResult:
+        return evaluate_bpb(
+            model, documents, TOKEN_BYTES, bos_id=4, seq_len=3, batch_rows=1, runtime=runtime, hidden=hidden,
+            should_stop=lambda: stop.requested,
+        )  # fmt: skip
+
+    with stop.watching():
+        try:
+            found = run().val_bpb
+        except (Dropped, DataError, RuntimeError) as error:
+            found = f"{type(error).__name__}: {error}"
+        begun = num_batches
+        # The next collectives of both ranks must meet each other, whatever has ended the ones before.
+        agreed = stop.agreed()
+        stop = StopRequest(runtime)
+        num_batches = 1000
+        return [found, begun, agreed, run().val_bpb]
+
+
+def test_ranks_with_unequal_numbers_of_batches_score_as_one_process_does() -> None:
+    alone = score([document(*[i % 4 for i in range(n)]) for n in LENGTHS]).val_bpb
+    for found, begun, agreed, again in run_ranks(score_on_ranks, 2, "nothing"):
+        assert found == again == pytest.approx(alone, rel=1e-7)
+        assert begun in (20, 120)
+        assert agreed is None
+
+
+def test_a_signal_to_one_rank_drops_the_evaluation_on_all_of_them_at_once() -> None:
+    alone = score([document(*[i % 4 for i in range(n)]) for n in LENGTHS]).val_bpb
+    for found, begun, agreed, again in run_ranks(score_on_ranks, 2, "signal"):
+        assert found == "Dropped: "
+        assert begun == 5
+        assert agreed == "SIGTERM"
+        assert again == pytest.approx(alone, rel=1e-7)
+
+
+def test_an_error_on_one_rank_ends_the_evaluation_on_all_of_them_and_the_run_can_go_on() -> None:
+    alone = score([document(*[i % 4 for i in range(n)]) for n in LENGTHS]).val_bpb
+    rank0, rank1 = run_ranks(score_on_ranks, 2, "error")
+    assert rank0[0] == "DataError: the evaluation failed on another process\n  its message says why"
+    assert rank1[0] == "RuntimeError: no memory left"
+    assert [rank0[1], rank1[1]] == [5, 5]
+    assert rank0[3] == rank1[3] == pytest.approx(alone, rel=1e-7)
