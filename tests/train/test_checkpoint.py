@@ -1,9 +1,7 @@
-"""A checkpoint is whole and verified, or it is not there: torn saves, flipped bits, full disks, kills, retention."""
+"""A checkpoint is whole and verified, or it is not there: torn saves, flipped bits, full disks, kills."""
 
 from __future__ import annotations
 
-import builtins
-import contextlib
 import errno
 import hashlib
 import json
@@ -19,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from torn import Cut, Operations, Tensors, names, number_of_operations, save, value_in
 
 from firstlight.errors import CheckpointError
 from firstlight.train import manifest as manifests
@@ -35,40 +34,6 @@ from firstlight.train.checkpoint import (
 )
 
 FILES = ["model.safetensors", "optimizer-00000-of-00001.safetensors", "rng.safetensors", "state.json", "manifest.json"]
-
-
-class Tensors:
-    """A model or an optimizer that is nothing but its tensors."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return self.tensors
-
-    state_tensors = state_dict
-
-
-def save(directory: Path, step: int, *, value: float | None = None, **options) -> Path:
-    """A small checkpoint whose tensors all hold ``value`` (the step, where not given)."""
-    filled = torch.full((5, 3), float(step if value is None else value))
-    return save_checkpoint(
-        directory,
-        step=step,
-        model=Tensors({"wte.weight": filled, "lm_head.weight": filled + 0.5}),
-        optimizer=Tensors({"wte.weight/momentum": -filled}),
-        state={"step": step, "train": {"best_bpb": None, "used_s": 0.1}},
-        rng={"cpu": torch.arange(8, dtype=torch.uint8)},
-        **options,
-    )
-
-
-def value_in(path: Path) -> float:
-    return load_checkpoint(path).model["wte.weight"][0, 0].item()
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
 
 
 # What is in it
@@ -305,61 +270,6 @@ def test_a_newer_schema_is_refused_by_name(tmp_path, monkeypatch):
 # A save that fails or is cut off (R10, R13)
 
 
-class Cut(BaseException):
-    """Stands for a kill: no handler of ordinary errors sees it."""
-
-
-class Operations:
-    """Counts what a save does to the disk (writes, flushes, renames, folders, deletions), and ends it at the k-th."""
-
-    def __init__(self, monkeypatch, *, cut_at: int | None = None, error: type[BaseException] = Cut) -> None:
-        self.done: list[str] = []
-        self.cut_at = cut_at
-        self.error = error
-        self.dead = False
-        for module, name in ((os, "fsync"), (os, "rename"), (os, "mkdir"), (os, "rmdir"), (os, "unlink")):
-            self.wrap(monkeypatch, module, name)
-        self.wrap(monkeypatch, writing, "save_file")
-        opened = builtins.open
-
-        def open_counting(file, mode="r", *args, **kwargs):
-            if "w" in mode and str(file).endswith(".json"):
-                self.tick(f"open {Path(file).name}")
-            return opened(file, mode, *args, **kwargs)
-
-        monkeypatch.setattr(builtins, "open", open_counting)
-
-    def wrap(self, monkeypatch, module, name) -> None:
-        original = getattr(module, name)
-
-        def counting(*args, **kwargs):
-            if name == "save_file" and self.cut_at == len(self.done):
-                original(*args, **kwargs)
-                os.truncate(args[1], args[1].stat().st_size // 2)
-            self.tick(name)
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(module, name, counting)
-
-    def tick(self, what: str) -> None:
-        # A dead process does nothing more, not even clean up.
-        if self.dead:
-            raise self.error
-        if len(self.done) == self.cut_at:
-            self.dead = self.error is Cut
-            self.cut_at = None
-            raise self.error(errno.ENOSPC, "No space left on device")
-        self.done.append(what)
-
-
-def number_of_operations(tmp_path, monkeypatch, action) -> int:
-    with monkeypatch.context() as patch:
-        operations = Operations(patch)
-        action(tmp_path / "counting")
-    assert {"save_file", "fsync", "rename", "open manifest.json"} <= set(operations.done)
-    return len(operations.done)
-
-
 def save_2(directory: Path) -> Path:
     return save(directory, 2, value=22)
 
@@ -493,104 +403,6 @@ def test_every_byte_is_forced_to_the_disk_before_the_name_appears_and_the_name_a
     monkeypatch.setattr(os, "rename", rename_noting)
     save(tmp_path, 2)
     assert done == [*FILES, ".tmp-step_00000002", "rename to step_00000002", tmp_path.name]
-
-
-# Retention (R22)
-
-
-def test_the_newest_and_the_best_are_kept(tmp_path):
-    for step in (10, 20, 30, 40, 50):
-        save(tmp_path, step)
-    assert retain(tmp_path, keep=2, best_step=20) == [30, 10]
-    assert list_steps(tmp_path) == [20, 40, 50]
-    assert retain(tmp_path, keep=2, best_step=20) == []
-    assert names(tmp_path) == ["step_00000020", "step_00000040", "step_00000050"]
-
-
-@pytest.mark.parametrize("keep", [0, 1])
-def test_the_last_good_one_is_never_deleted(tmp_path, keep):
-    save(tmp_path, 1)
-    for step in (2, 3):
-        os.truncate(save(tmp_path, step) / "model.safetensors", 10)
-    assert retain(tmp_path, keep=keep) == []
-    assert find_latest_good(tmp_path) == tmp_path / "step_00000001"
-
-
-def test_damaged_ones_do_not_count_as_kept(tmp_path):
-    for step in (1, 2, 3, 4, 5):
-        save(tmp_path, step)
-    for step in (2, 4):
-        os.truncate(tmp_path / f"step_0000000{step}" / "model.safetensors", 10)
-    assert retain(tmp_path, keep=2) == [2, 1]
-    assert list_steps(tmp_path) == [3, 4, 5]
-
-
-def test_known_good_ones_are_not_read_again(tmp_path, monkeypatch):
-    paths = [save(tmp_path, step) for step in (1, 2, 3)]
-    monkeypatch.setattr(manifests, "verify", lambda path: pytest.fail(f"{path} was read"))
-    assert retain(tmp_path, keep=2, known_good=set(paths)) == [1]
-
-
-def test_a_failed_deletion_is_reported_and_does_not_stop_the_others(tmp_path, monkeypatch):
-    for step in (1, 2, 3, 4):
-        save(tmp_path, step)
-    original = os.rename
-
-    def stubborn(source, target):
-        if Path(source).name == "step_00000002":
-            raise OSError(errno.EBUSY, "Device or resource busy")
-        original(source, target)
-
-    said = []
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", stubborn)
-        assert retain(tmp_path, keep=1, report=said.append) == [3, 1]
-    assert len(said) == 1
-    assert "step_00000002 could not be deleted (Device or resource busy)" in said[0]
-    assert list_steps(tmp_path) == [2, 4]
-    assert retain(tmp_path, keep=1) == [2]
-
-
-def test_a_deletion_cut_off_half_way_is_no_checkpoint_and_is_cleared_later(tmp_path, monkeypatch):
-    for step in (1, 2):
-        save(tmp_path, step)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda path: os.unlink(path / "model.safetensors") or _raise(Cut))
-        with pytest.raises(Cut):
-            retain(tmp_path, keep=1)
-    assert [name for name in names(tmp_path) if name.startswith(".trash-")]
-    said = []
-    assert find_latest_good(tmp_path, said.append) == tmp_path / "step_00000002"
-    assert said == []
-    save(tmp_path, 3)
-    assert names(tmp_path) == ["step_00000002", "step_00000003"]
-
-
-def _raise(error: type[BaseException]) -> None:
-    raise error
-
-
-@pytest.mark.parametrize("keep", [1, 2, 3])
-def test_a_kill_between_saving_and_deleting_leaves_a_good_one(tmp_path, monkeypatch, keep):
-    def one_round(directory: Path, step: int) -> None:
-        save(directory, step)
-        retain(directory, keep=keep)
-
-    for step in range(1, 5):
-        one_round(tmp_path / "before", step)
-    shutil.copytree(tmp_path / "before", tmp_path / "counting")
-    total = number_of_operations(tmp_path, monkeypatch, lambda directory: one_round(directory, 5))
-    for k in range(total):
-        directory = shutil.copytree(tmp_path / "before", tmp_path / f"cut_{k}")
-        with monkeypatch.context() as patch:
-            Operations(patch, cut_at=k)
-            with contextlib.suppress(Cut):
-                one_round(directory, 5)
-        said = []
-        found = find_latest_good(directory, said.append)
-        assert found is not None
-        assert value_in(found) in (4, 5)
-        assert said == []
 
 
 # Loading into a model

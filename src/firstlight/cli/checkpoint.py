@@ -34,6 +34,8 @@ def verify(target: str, /, *, runs_dir: Path | None = None, json: bool = False) 
         for _, path in found:
             problems[path] = _problems(path)
             bar.advance()
+    # A run that is training deletes old ones meanwhile.
+    found = [(step, path) for step, path in found if path.is_dir()]
     if json:
         console.json({
             "checkpoints": [
@@ -213,6 +215,8 @@ def _listed(run_dir: Path) -> list[dict[str, Any]]:
             processes = num_processes(read_manifest(path)["files"])
         except CheckpointError:
             processes = None
+        if not path.is_dir():  # A run that is training deletes old ones meanwhile.
+            continue
         entries.append({
             "step": step,
             "path": str(path),
