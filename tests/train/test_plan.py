@@ -94,6 +94,30 @@ def test_all_mistakes_are_reported_together():
         assert part in message
 
 
+def test_what_does_not_divide_and_what_does_not_fit_are_reported_together():
+    with pytest.raises(ConfigError) as caught:
+        make_plan(
+            12, total_batch_size=1000, seq_len=256, device_batch_size=3, world_size=2, memory_bytes=2**20,
+            horizon=Horizon("tokens", 100),
+        )  # fmt: skip
+    message = str(caught.value)
+    # 2 processes x 256 tokens are 512; one row of each is a step of 512, which 3 rows do not divide.
+    assert "4 things are wrong" in message
+    assert "--total-batch-size 1000 is not a multiple of 512" in message
+    assert "--device-batch-size 3 x --max-seq-len 256 x 2 processes" in message
+    assert "GiB are needed" in message
+    assert "less than one step" in message
+
+
+def test_auto_is_estimated_like_none_and_the_line_says_that_a_trial_will_decide():
+    options = {"total_batch_size": 2**15, "memory_bytes": 2**31, "horizon": Horizon("steps", 10)}
+    auto, none = make_plan(4, device_batch_size="auto", **options), make_plan(4, **options)
+    assert auto.device_batch_size == none.device_batch_size
+    reasons = [next(x.reason for x in plan.lines if x.name == "device_batch_size") for plan in (auto, none)]
+    assert "by trial" in reasons[0]
+    assert "by trial" not in reasons[1]
+
+
 def test_zero_steps_are_refused():
     with pytest.raises(ConfigError, match="zero steps"):
         make_plan(4, horizon=Horizon("steps", 0))
@@ -115,6 +139,21 @@ def test_micro_batch_follows_the_memory_and_the_total_batch_stays():
     assert small.device_batch_size < large.device_batch_size
     assert small.num_micro_batches > 1
     assert large.num_micro_batches == 1
+
+
+def test_memory_of_a_process_has_all_weights_and_its_share_of_the_optimizers_state():
+    def fixed_bytes(world_size):
+        plan = make_plan(4, seq_len=256, total_batch_size=256 * 4, device_batch_size=1, world_size=world_size)
+        return plan.train_bytes, plan.checkpoint_bytes
+
+    (alone, saved), (shared, saved_by_four) = fixed_bytes(1), fixed_bytes(4)
+    assert saved == saved_by_four
+    # Two numbers an AdamW parameter and one a matrix parameter, all float32: the checkpoint without its weights.
+    plan = make_plan(4, seq_len=256)
+    num_matrix = 12 * 4 * 256 * 256
+    num_other = int(next(x.value for x in plan.lines if x.name == "parameters").replace(",", "")) - num_matrix
+    state_bytes = 4 * num_matrix + 8 * num_other
+    assert alone - shared == pytest.approx(state_bytes * 3 / 4, abs=4)
 
 
 def test_accumulation_counts_all_processes():

@@ -138,7 +138,7 @@ def make_plan(
     seq_len: int | None = None,
     head_dim: int = 128,
     n_kv_head: int | None = None,
-    device_batch_size: int | None = None,
+    device_batch_size: int | Literal["auto"] | None = None,
     total_batch_size: int | None = None,
     embedding_lr: float | None = None,
     unembedding_lr: float | None = None,
@@ -162,6 +162,7 @@ def make_plan(
 
     flops_per_s: what one process is expected to *achieve* in training (not the peak); only estimates rest on it.
     memory_bytes: memory of one device, for the micro-batch and the check; None where it is not known.
+    device_batch_size: None and "auto" are estimated here; what is "auto" is found by trial when the run starts.
     compute_bytes: bytes of an activation number (2 for bf16). attention_kernel: decides which activations are kept.
 
     Raises ConfigError that names every mistake at once: what does not divide (with the nearest values that do), what is
@@ -169,6 +170,9 @@ def make_plan(
     """
     problems = Problems()
     lines: list[PlanLine] = []
+    by_trial = device_batch_size == "auto"
+    if device_batch_size == "auto":
+        device_batch_size = None
 
     def line(name: str, value: str, reason: str) -> None:
         lines.append(PlanLine(name, value, reason))
@@ -251,11 +255,13 @@ def make_plan(
             f"--total-batch-size {batch} is not a multiple of {unit} (--max-seq-len {rows_len} x {world_size} process{'es' * (world_size > 1)})",
             hint=f"try {nearest_multiples(batch, unit)}",
         )
-        problems.raise_if_any()
+        # The checks below go on with one that divides, so that all mistakes are told at once.
+        batch = max(unit, batch // unit * unit)
     rows_per_rank = batch // unit
     weights_bytes = sum(params.values()) * 4
     optimizer_bytes = count.optimizer_bytes(model)
-    fixed_bytes = 2 * weights_bytes + optimizer_bytes
+    # Each process has all weights and gradients, and its share of the optimizer's state.
+    fixed_bytes = 2 * weights_bytes + -(-optimizer_bytes // world_size)
     row_bytes = count.activation_bytes(
         model,
         batch_rows=1,
@@ -268,7 +274,9 @@ def make_plan(
         fits = rows_per_rank if memory_bytes is None else int((0.8 * memory_bytes - fixed_bytes) // row_bytes)
         micro_rows = largest_dividing(rows_per_rank, fits)
         why = (
-            "the whole step's rows fit: accumulation would only cost time"
+            "an estimate: auto finds the largest that fits by trial when the run starts"
+            if by_trial
+            else "the whole step's rows fit: accumulation would only cost time"
             if micro_rows == rows_per_rank
             else "the largest that fits into memory"
         )
@@ -281,9 +289,9 @@ def make_plan(
                 f"--total-batch-size {batch} is not a multiple of {pass_tokens} (--device-batch-size {micro_rows} x --max-seq-len {rows_len} x {world_size} process{'es' * (world_size > 1)})",
                 hint=f"try --total-batch-size {nearest_multiples(batch, pass_tokens)}, or --device-batch-size {largest_dividing(rows_per_rank, micro_rows)}",
             )
-            problems.raise_if_any()
+            micro_rows = largest_dividing(rows_per_rank, micro_rows)
     num_micro = rows_per_rank // micro_rows
-    train_bytes = int(fixed_bytes + micro_rows * row_bytes)
+    train_bytes = fixed_bytes + micro_rows * row_bytes
     if memory_bytes is not None and train_bytes > memory_bytes:
         smaller = largest_dividing(rows_per_rank, max(1, int((0.8 * memory_bytes - fixed_bytes) // row_bytes)))
         problems.add(
@@ -395,7 +403,7 @@ def make_plan(
     line(
         "memory",
         f"{train_bytes / 2**20:,.0f} MiB",
-        f"weights, gradients, optimizer {fixed_bytes / 2**20:,.0f} MiB; activations of {micro_rows} rows the rest (estimate)",
+        f"on each process; weights, gradients, share of the optimizer's state {fixed_bytes / 2**20:,.0f} MiB; activations of {micro_rows} rows the rest (estimate)",
     )
     line("checkpoint", f"{checkpoint_bytes / 2**20:,.0f} MiB", "float32 weights and optimizer state")
     return Plan(
