@@ -17,11 +17,18 @@ import torch
 from firstlight.data.loader import Loader
 from firstlight.errors import CheckpointError, ConfigError, DataError, FirstlightError, Interrupted, TrainingStopped
 from firstlight.eval.samples import default_prompts
-from firstlight.recipes import budget, resume
 from firstlight.recipes import record as records
-from firstlight.recipes.assemble import Parts, Rates, assemble, choose_compile, measure_rates
+from firstlight.recipes import restart, resume
+from firstlight.recipes.assemble import Parts, assemble, choose_compile, measure_rates
+from firstlight.recipes.launch_horizon import horizon_of_launch
 from firstlight.recipes.plans import horizon_of, plan_from_settings
-from firstlight.recipes.prepare import PreparedData, check_amounts, describe_source, prepare_data, store_notes
+from firstlight.recipes.prepare import (
+    PreparedData,
+    check_amounts,
+    describe_source,
+    prepare_data_together,
+    store_notes,
+)
 from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
 from firstlight.recipes.profiling import profiled
 from firstlight.recipes.report import write_report
@@ -32,12 +39,19 @@ from firstlight.runtime import environment, hardware
 from firstlight.runtime.console import Console, format_bytes, format_duration
 from firstlight.runtime.context import Runtime, open_runtime
 from firstlight.tokens.bpe import Tokenizer
-from firstlight.train.horizon import ClockHorizon, Curve, StepHorizon
-from firstlight.train.plan import Plan, interval
+from firstlight.train.guard import StopRequest, naming_lost_peers
+from firstlight.train.plan import Plan
 from firstlight.train.saving import SaveQueue
 from firstlight.train.spike import SpikeGuard
 from firstlight.train.state import TrainState, set_rng_tensors
 from firstlight.train.trainer import Guards, Probe, Trainer
+from firstlight.train.watchdog import Watchdog
+
+COLLECTIVE_TIMEOUT_S = 1800.0
+"""After which a process gives up waiting for another. The watchdog is to be earlier: it says where each one stands."""
+
+FIRST_STEP_TIMEOUT_S = 3600.0
+"""The first step may compile."""
 
 
 def train_base(settings: BaseSettings, *, given: frozenset[str] = frozenset()) -> records.RunRecord:
@@ -50,23 +64,32 @@ def train_base(settings: BaseSettings, *, given: frozenset[str] = frozenset()) -
     """
     started_s = time.monotonic()
     runs_dir = environment.runs_dir()
+    settings, given, changes = restart.settings_for_attempt(settings, given, runs_dir)
     horizon_of(settings)
     previous: records.RunRecord | None = None
-    changes: list[str] = []
     if settings.resume:
         previous = resume.previous_record(settings, runs_dir)
         if previous is not None:
-            settings, changes = resume.merge_settings(settings, given=given, previous=previous)
+            settings, changed = resume.merge_settings(settings, given=given, previous=previous)
+            changes += changed
             # Chosen by a measurement when the run began; other matmuls would round differently.
             settings = replace(settings, dtype=previous.dtype)  # pyrefly: ignore[bad-argument-type]
-    with open_runtime(device=settings.device, dtype=settings.dtype, num_threads=settings.threads) as runtime:
+    with open_runtime(
+        device=settings.device, dtype=settings.dtype, num_threads=settings.threads,
+        timeout_s=max(COLLECTIVE_TIMEOUT_S, 2 * settings.hang_timeout),
+    ) as runtime:  # fmt: skip
         console = Console(is_main=runtime.is_main, is_terminal=environment.is_terminal())
         if settings.resume and previous is None:
             changes.append(f"--resume: there is no run {settings.run} yet, so it starts now")
         run = _BaseRun(settings, runs_dir, runtime, console, previous=previous, started_s=started_s)
         for sentence in (*runtime.notes, *changes):
             run.note(sentence)
-        return run.run()
+        stop = run.stop
+        with stop.watching(), stop.at_once(run.where_stopped), naming_lost_peers(runtime, run.where_saved):
+            record = run.run()
+        if runtime.is_main:
+            restart.forget_run(runs_dir)
+        return record
 
 
 class _BaseRun:
@@ -90,12 +113,25 @@ class _BaseRun:
         self.started_s = started_s
         self.notes: list[str] = []
         self.rng: dict[str, torch.Tensor] = {}
+        self.stop = StopRequest(runtime, report=console.warn)
+        self.saves: SaveQueue | None = None
+        self.phase = "while preparing"
 
     def note(self, sentence: str) -> None:
         """A choice or fallback and its reason: said once, and kept in the run's record."""
         if sentence not in self.notes:
             self.notes.append(sentence)
             self.console.say(sentence)
+
+    def where_stopped(self) -> str:
+        """What a signal outside the training steps has interrupted, and what is left, in words."""
+        return f"{self.phase}; {self.where_saved()}"
+
+    def where_saved(self) -> str:
+        """What a run can go on from, in words."""
+        if self.saves is not None:
+            return self.saves.where_saved()
+        return "nothing was trained yet" if self.previous is None else "what was saved before is untouched"
 
     def run(self) -> records.RunRecord:
         plan = self.make_plan()
@@ -148,6 +184,7 @@ class _BaseRun:
             data = Path(self.settings.data).resolve().stem.split(":")[0] or "data"
             safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in data)
             name = records.new_run_dir(self.runs_dir, self.settings.run, prefix=f"d{self.settings.depth}-{safe}").name
+            restart.remember_run(self.runs_dir, name)
         run_dir = self.runs_dir / self.runtime.broadcast_text(name)
         self.console.say(f"run {run_dir}")
         return run_dir
@@ -163,13 +200,10 @@ class _BaseRun:
             )
 
     def prepare(self, plan: Plan) -> PreparedData:
-        """Open the data. With several processes the first one makes tokenizer and store, and the others find them."""
-        is_first = self.runtime.is_main or self.runtime.world_size == 1
-        if not is_first:
-            self.runtime.barrier()
+        """Open the data. Several processes share the work of tokenising it, and none waits past a timeout."""
         saved = self.run_dir / "tokenizer.json"
         workers = self.settings.workers if self.settings.workers is not None else environment.num_usable_cpus()
-        data = prepare_data(
+        data = prepare_data_together(
             self.settings.data,
             val=self.settings.val,
             tokenizer_path=saved if self.previous is not None and saved.exists() else self.settings.tokenizer,
@@ -180,20 +214,17 @@ class _BaseRun:
             packing=self.settings.packing,
             seq_len=plan.seq_len,
             console=self.console,
+            runtime=self.runtime,
         )
         try:
-            self.check_data(plan, data, is_first=is_first)
+            self.check_data(plan, data)
         except BaseException:
             data.store.close()
             raise
         return data
 
-    def check_data(self, plan: Plan, data: PreparedData, *, is_first: bool) -> None:
-        """Wait for what the other processes need; refuse data that cannot be trained on, or is not the resumed run's."""
-        if self.runtime.world_size > 1 and is_first:
-            for _ in data.store.shards():
-                pass
-            self.runtime.barrier()
+    def check_data(self, plan: Plan, data: PreparedData) -> None:
+        """Refuse data that cannot be trained on, or is not the resumed run's."""
         self.console.say(describe_source(data.source))
         if data.tokenizer.vocab_size != plan.model.vocab_size:
             raise DataError(
@@ -277,7 +308,7 @@ class _BaseRun:
         for sentence in parts.notes:
             self.note(sentence)
         peak = hardware.device_peak(runtime.device, runtime.compute_dtype)
-        saves = SaveQueue(
+        saves = self.saves = SaveQueue(
             self.run_dir / "checkpoints", keep=settings.keep, channel=runtime.background,
             asynchronous=settings.async_save, report=console.warn,
         )  # fmt: skip
@@ -289,9 +320,15 @@ class _BaseRun:
         start = (restore() if self.previous is not None else None) or TrainState()
         if self.previous is not None and start.step == 0:
             console.say(f"{self.run_dir} has no checkpoint yet: it starts from its first step")
+        watchdog = Watchdog(
+            settings.hang_timeout, first_deadline_s=max(FIRST_STEP_TIMEOUT_S, 6 * settings.hang_timeout),
+            rank=runtime.rank, world_size=runtime.world_size,
+            stacks_path=self.run_dir / f"stacks-rank{runtime.rank:05d}.txt", report=Console(is_main=True).warn,
+        )  # fmt: skip
         validation = Validation(
             data.store, data.val, data.tokenizer, seq_len=plan.seq_len, batch_rows=plan.device_batch_size,
             runtime=runtime, console=console, hidden=parts.hidden, compiled=parts.compiled,
+            beat=watchdog.beat, should_stop=lambda: self.stop.requested,
         )  # fmt: skip
         rates = None
         if parts.compiled or plan.num_steps is None:
@@ -301,7 +338,12 @@ class _BaseRun:
             again = hardware.device_peak(runtime.device, runtime.compute_dtype)
             peak = max(peak, again, key=lambda measured: measured.flops_per_s)
         self.note(f"peak {peak.flops_per_s / 1e9:,.0f} GFLOP/s a process ({peak.source})")
-        horizon, final_tokens, plan = self.make_horizon(plan, validation, rates, start)
+        horizon, final_tokens, plan, notes = horizon_of_launch(
+            plan, settings, rates, used_s=start.used_s, is_resumed=start.step > 0, num_val_tokens=validation.num_tokens,
+            spent_s=lambda: time.monotonic() - self.started_s, runtime=runtime,
+        )  # fmt: skip
+        for sentence in notes:
+            self.note(sentence)
         self.save_record()
         with ExitStack() as stack:
             sink = stack.enter_context(
@@ -340,16 +382,18 @@ class _BaseRun:
                 guards=Guards(
                     nonfinite_limit=settings.nonfinite_limit, spike=spike,
                     on_spike="rollback" if settings.spike == "rollback" else "skip",
-                    check_replicas_every=settings.check_replicas_every,
+                    check_replicas_every=settings.check_replicas_every, beat=watchdog.beat,
                 ),
-                restore=restore,
+                stop=self.stop, restore=restore,
             )  # fmt: skip
             if settings.profile and runtime.is_main:
                 stack.enter_context(profiled(trainer, self.run_dir / "profile", console=console))
             # Last of all, because compiling draws random numbers. Base training needs none; a probe or a later stage may.
             torch.manual_seed(settings.seed)
             set_rng_tensors(self.rng, runtime.device)
+            stack.enter_context(watchdog)
             end = trainer.fit(start)
+            self.phase = "in the final score, after training"
             sink.finish_steps()
             for sentence in store_notes(data.store):
                 self.note(sentence)
@@ -360,50 +404,13 @@ class _BaseRun:
 
     def restore(self, parts: Parts, saves: SaveQueue, spike: SpikeGuard | None) -> TrainState | None:
         """State of the newest good checkpoint, with all else of it loaded; None where there is none."""
-        restored = restore_newest(
-            saves.directory, parts, runtime=self.runtime, console=self.console, spike=spike
-        )
+        restored = restore_newest(saves.directory, parts, runtime=self.runtime, console=self.console, spike=spike)
         if restored is None:
             return None
         self.rng = restored.rng
         saves.note_good(restored.path)
         self.console.say(f"resumed from {restored.path}")
         return restored.state
-
-    def make_horizon(
-        self, plan: Plan, validation: Validation, rates: Rates | None, start: TrainState
-    ) -> tuple[StepHorizon | ClockHorizon, int | None, Plan]:
-        """When the run ends, the limit of the final score in tokens (None: all), and the plan with measured intervals."""
-        curve = Curve(
-            plan.warmup_frac, plan.warmdown_frac, plan.final_lr_frac, plan.momentum_start, plan.momentum_end,
-            plan.weight_decay, plan.grad_clip,
-        )  # fmt: skip
-        if plan.num_steps is not None:
-            return StepHorizon(plan.num_steps, curve), None, plan
-        assert rates is not None
-        divided = budget.divide(
-            plan.horizon.value,
-            spent_s=self.runtime.largest(time.monotonic() - self.started_s),
-            train_s=rates.train_s,
-            score_s=rates.score_s,
-            num_micro_batches=plan.num_micro_batches,
-            micro_batch_tokens=plan.device_batch_size * plan.seq_len * self.runtime.world_size,
-            num_val_tokens=validation.num_tokens(),
-            is_resumed=start.step > 0,
-        )
-        for sentence in divided.notes:
-            self.note(sentence)
-        steps = divided.num_steps
-        settings = self.settings
-        plan = replace(
-            plan,
-            estimated_steps=steps,
-            eval_every=interval(steps, 10) if settings.eval_every is None else plan.eval_every,
-            sample_every=interval(steps, 4) if settings.sample_every is None else plan.sample_every,
-            save_every=interval(steps, 10) if settings.save_every is None else plan.save_every,
-        )
-        horizon = ClockHorizon(divided.training_s, curve, used_s=start.used_s, agree=self.runtime.largest)
-        return horizon, divided.final_tokens, plan
 
     # After the last step. The checkpoint is on disk by now.
 

@@ -39,7 +39,11 @@ class Validation:
         console: Console,
         hidden: Hidden,
         compiled: bool,
+        beat: Callable[[str], None] = lambda phase: None,
+        should_stop: Callable[[], bool] | None = None,
     ) -> None:
+        """beat: told of progress; see `Watchdog.beat`. should_stop: looked at between batches, as in `evaluate_bpb`."""
+        self._beat, self._should_stop = beat, should_stop
         self._store, self._val, self._tokenizer = store, val, tokenizer
         self._token_bytes = tokenizer.token_bytes()
         self._seq_len, self._batch_rows = seq_len, batch_rows
@@ -70,6 +74,7 @@ class Validation:
         with self._console.progress("scoring", unit="documents") as bar:
 
             def show(done: int, total: int | None) -> None:
+                self._beat(f"scoring, {done} documents done")
                 if total is not None:
                     bar.set_total(total)
                 bar.advance(done - bar.done)
@@ -88,6 +93,7 @@ class Validation:
                 fixed_shape=self._compiled,
                 compiled_loss=self._compiled,
                 progress=show,
+                should_stop=self._should_stop,
             )
 
     def facts(self, result: BpbResult) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from firstlight.train.scaler import LossScaler
 from firstlight.train.spike import SpikeGuard
 from firstlight.train.state import TrainState, preserved_rng, rng_tensors
 from firstlight.train.step import StepStats, TrainableModel, train_step
+from firstlight.train.watchdog import FIRST_STEP
 
 MOST_ROLLBACKS = 3
 """Times that a run goes back from a spike before it stops instead."""
@@ -56,6 +57,13 @@ class Probe(Protocol):
     def name(self) -> str: ...
     def due(self, step: int, is_last: bool) -> bool: ...
     def measure(self, model: Any, step: int) -> Mapping[str, Any]: ...
+
+
+class SavableModel(TrainableModel, Protocol):
+    """What the loop needs of a model besides what a step does: its weights by name, and its mode."""
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]: ...
+    def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]: ...
 
 
 class Sink(Protocol):
@@ -100,7 +108,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: TrainableModel,
+        model: SavableModel,
         optimizer: MuonAdamW,
         batches: Iterator[Batch],
         runtime: Runtime,
@@ -137,6 +145,7 @@ class Trainer:
         self.last_loss_nats: float | None = None
         self._saved_step = 0
         self._checked_step = -1
+        self._is_first_step = True
         self._save_problem: CheckpointError | None = None
 
     def fit(self, state: TrainState) -> TrainState:
@@ -204,7 +213,9 @@ class Trainer:
         differences = replicas.find_differences(self.model.named_parameters(), self.runtime)
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-            what = f"the processes' weights are no longer the same before step {step}: {'; '.join(differences[:3])}{more}"
+            what = (
+                f"the processes' weights are no longer the same before step {step}: {'; '.join(differences[:3])}{more}"
+            )
             self.sink.write("event", step, {"what": what, "tensors": differences})
             raise TrainingStopped(
                 what,
@@ -213,7 +224,8 @@ class Trainer:
 
     def advance(self, state: TrainState) -> TrainState:
         """One update: micro-batches in, a new state and a row of the metrics out."""
-        self.guards.beat(f"step {state.step}")
+        self.guards.beat(FIRST_STEP if self._is_first_step else f"step {state.step}")
+        self._is_first_step = False
         hyper = self.horizon.hyper(state.step)
         spike = self.guards.spike
         scale = self.scaler.scale if self.scaler else None
