@@ -122,6 +122,7 @@ def evaluate_bpb(
     compiled_loss: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    forward_is_collective: bool = False,
 ) -> BpbResult:
     """Bits per byte of ``model`` on ``documents``, with its standard error.
 
@@ -134,6 +135,8 @@ def evaluate_bpb(
     max_documents, max_tokens: score only the first documents: as many as fit whole, at least one.
     progress: called with (documents done by this rank, documents it will do or None where that is not known).
     should_stop: looked at before each batch; where it is true on any rank, all ranks end at their next batch.
+    forward_is_collective: ``hidden`` needs all ranks at once (sharded weights), so a rank that has no more batches takes part
+    with an empty one.
 
     The model's mode is restored, no gradient is made and no random number is drawn.
     Raises DataError where there is no byte to score or an id is outside the vocabulary, ConfigError for sizes that cannot be,
@@ -160,7 +163,14 @@ def evaluate_bpb(
     expected = None if given is None else -(-min(given, max_documents or given) // runtime.world_size)
     if max_tokens is not None:
         expected = None
-    with _evaluation_mode(model), _Rounds(runtime, should_stop) as rounds:
+    idle_width = seq_len if fixed_shape else min(seq_len, WIDTH_STEP)
+    idle_BT = torch.full((batch_rows if fixed_shape else 1, idle_width), bos_id, device=runtime.device)
+
+    def idle() -> None:
+        if forward_is_collective:
+            hidden(idle_BT)
+
+    with _evaluation_mode(model), _Rounds(runtime, should_stop, idle) as rounds:
         for block in _blocks(_windows(mine, bos_id=bos_id, seq_len=seq_len), batch_rows * BLOCK_BATCHES):
             sums_B: list[torch.Tensor] = []
             rows: list[int] = []
@@ -202,8 +212,9 @@ class _Rounds:
 
     DONE, WORKING, STOP, FAILED = range(4)
 
-    def __init__(self, runtime: Runtime, should_stop: Callable[[], bool] | None) -> None:
-        self._runtime, self._should_stop = runtime, should_stop
+    def __init__(self, runtime: Runtime, should_stop: Callable[[], bool] | None, idle: Callable[[], None]) -> None:
+        """idle: called in place of each batch that others still have."""
+        self._runtime, self._should_stop, self._idle = runtime, should_stop, idle
         self._is_over = False
 
     def before_batch(self) -> None:
@@ -228,7 +239,7 @@ class _Rounds:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None:
             while self._agree(self.DONE) != self.DONE:
-                pass
+                self._idle()
         elif isinstance(error, Exception) and not self._is_over:
             self._agree(self.FAILED)
 
