@@ -17,7 +17,7 @@ from torn import SHAPES, assert_holds, in_threads, names, share_of, whole_tensor
 
 from firstlight.errors import CheckpointError
 from firstlight.runtime.channel import Channel
-from firstlight.train import retention, writing
+from firstlight.train import manifest, retention, writing
 from firstlight.train.checkpoint import find_latest_good, list_steps
 from firstlight.train.saving import SaveQueue
 
@@ -39,11 +39,13 @@ class Gate:
 
     def __init__(self, monkeypatch) -> None:
         self.open, self.reached = threading.Event(), threading.Event()
+        self.written: list[str] = []
         original = writing.save_file
 
         def held(tensors, path):
             self.reached.set()
             assert self.open.wait(20)
+            self.written.append(path.name)
             original(tensors, path)
 
         monkeypatch.setattr(writing, "save_file", held)
@@ -320,6 +322,15 @@ def test_the_checkpoint_that_a_run_started_from_is_known_to_be_good(tmp_path, mo
         assert {path.name for path in saves.known_good} == {"step_99999999", "step_100000000"}
 
 
+def test_what_this_run_saved_is_not_read_again_to_see_what_may_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "verify", lambda path: pytest.fail(f"{path} was read"))
+    with open_queue(tmp_path, keep=2) as saves:
+        for step in (1, 2, 3, 4):
+            start(saves, step)
+        assert [outcome.error for outcome in saves.wait()] == [None] * 4
+    assert list_steps(tmp_path) == [3, 4]
+
+
 # The end
 
 
@@ -342,6 +353,7 @@ def test_an_end_at_once_gives_a_save_in_flight_up_before_its_next_file(tmp_path,
         saves.wait()
     gate.open.clear()
     gate.reached.clear()
+    gate.written.clear()
     saves = open_queue(tmp_path)
 
     def interrupted():
@@ -355,6 +367,7 @@ def test_an_end_at_once_gives_a_save_in_flight_up_before_its_next_file(tmp_path,
         interrupted()
     (outcome,) = saves.finished()
     assert "the run was ended meanwhile" in outcome.error.what
+    assert gate.written == ["model.safetensors"]
     assert names(tmp_path) == ["step_00000001"]
 
 
