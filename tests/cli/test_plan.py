@@ -38,6 +38,30 @@ def test_what_does_not_divide_is_refused_with_the_nearest_values(capsys):
     assert "768 or 1024" in capsys.readouterr().err
 
 
+def test_memory_and_disk_are_in_the_plan_without_any_data(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FIRSTLIGHT_RUNS", str(tmp_path / "runs"))
+    small = ["--depth", "1", "--vocab-size", "512", "--max-seq-len", "64", "--total-batch-size", "1024"]
+    assert main.run(["plan", *small, "--num-iterations", "10", "--keep", "3", "--json", *CPU]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    lines = {line["name"]: line for line in plan["lines"]}
+    assert lines["memory"]["value"].endswith("MiB")
+    needed = 5 * plan["checkpoint_bytes"] + 10 * 540
+    assert lines["disk"]["value"] == f"{needed / 2**20:.1f} MiB"
+    assert not (tmp_path / "runs").exists(), "a plan writes nothing"
+
+
+def test_more_checkpoints_than_fit_are_refused(capsys):
+    assert main.run(["plan", "--depth", "4", "--num-iterations", "10", "--keep", "1000000000", *CPU]) == 2
+    said = capsys.readouterr().err
+    assert "checkpoints need" in said
+    assert "use --keep" in said
+
+
+def test_a_micro_batch_by_trial_is_accepted_and_estimated(capsys):
+    assert main.run(["plan", "--depth", "2", "--num-iterations", "10", "--device-batch-size", "auto", *CPU]) == 0
+    assert "auto finds the largest that fits by trial" in " ".join(capsys.readouterr().out.split())
+
+
 def test_unknown_device_is_refused(capsys):
     assert main.run(["plan", "--device", "gpu"]) == 2
     assert "one of auto, cpu, cuda, mps" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from firstlight.recipes.settings import BaseSettings
 def plan(
     *, settings: Annotated[BaseSettings | None, Parameter(name="*")] = None, world_size: int = 1, json: bool = False
 ) -> None:
-    """Print every number that follows from --depth and a horizon, with its reason; refuse what cannot work.
+    """Print every number that follows from --depth and a horizon, memory and disk included; refuse what cannot work.
 
     Takes the flags of `firstlight train base`. Nothing is downloaded, written or trained.
 
@@ -31,13 +31,17 @@ def plan(
     """
     import dataclasses
 
-    from firstlight.recipes import plans
+    from firstlight.recipes import plans, preflight
+    from firstlight.runtime import environment
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import open_runtime
 
     chosen = settings or BaseSettings()
     with open_runtime(device=chosen.device, dtype=chosen.dtype, num_threads=chosen.threads) as runtime:
         made = plans.plan_from_settings(chosen, runtime=runtime, world_size=world_size)
+    run_dir = environment.runs_dir() / (chosen.run or "")
+    disk = preflight.check_disk(made, keep=chosen.keep, world_size=world_size, run_dir=run_dir)
+    made = dataclasses.replace(made, lines=(*made.lines, disk))
     console = Console()
     if json:
         console.json(dataclasses.asdict(made))
