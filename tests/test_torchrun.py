@@ -1,4 +1,4 @@
-"""Two processes train one model: the same rows in the same order, and the same losses as one process."""
+"""Several processes train one model: the same rows in the same order, and the same losses as one process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import free_port
 
 from firstlight.runtime.metrics import read_metrics
 
@@ -27,6 +28,45 @@ def corpus(folder: Path) -> Path:
         ]
         (folder / f"{shard}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return folder
+
+
+def losses_of(run_dir: Path) -> list[float]:
+    return [row["loss_nats"] for row in read_metrics(run_dir / "metrics.jsonl") if row["kind"] == "train"]
+
+
+@pytest.mark.slow
+def test_two_nodes_on_loopback_train_one_model_as_one_process_does(tmp_path):
+    environment = {
+        **os.environ, "FIRSTLIGHT_CACHE": str(tmp_path / "cache"), "FIRSTLIGHT_RUNS": str(tmp_path / "runs"),
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    train = ["-m", "firstlight", "train", "base", "--data", str(corpus(tmp_path / "texts")), *FLAGS, "--workers", "1"]
+    port = str(free_port())
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1",
+                "--master-addr=127.0.0.1", f"--master-port={port}", *train, "--name", "nodes",
+            ],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    try:
+        said = [node.communicate(timeout=120)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)
+    assert "final val bpb" in said[0]
+    assert "final val bpb" not in said[1], "only rank 0 talks"
+    one = [sys.executable, *train, "--run", "one"]
+    done = subprocess.run(one, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = losses_of(tmp_path / "runs" / "nodes")
+    assert len(losses) == 6
+    # The sums are added up in another order: nothing more may differ.
+    assert losses == pytest.approx(losses_of(tmp_path / "runs" / "one"), abs=1e-5)
 
 
 @pytest.mark.slow
