@@ -534,21 +534,27 @@ def test_an_error_on_one_rank_ends_the_evaluation_on_all_of_them_and_the_run_can
     assert rank0[3] == rank1[3] == pytest.approx(alone, rel=1e-7)
 
 
-def score_with_a_collective_forward(runtime: Runtime, fixed_shape: bool) -> float:
-    """As with sharded weights: a forward pass ends only where all ranks are in one."""
+def score_with_a_collective_forward(runtime: Runtime, fixed_shape: bool) -> tuple[float, int]:
+    """As with sharded weights: a forward pass ends only where all ranks are in one. The score, and calls of ``progress``."""
     model = Bigram(BITS)
+    calls = []
 
     def hidden(inputs_BT: torch.Tensor) -> torch.Tensor:
         return model.hidden(inputs_BT) * (runtime.sum(torch.ones(1)) / runtime.world_size)
 
     documents = [document(*[i % 4 for i in range(n)]) for n in LENGTHS]
-    return evaluate_bpb(
+    result = evaluate_bpb(
         model, documents, TOKEN_BYTES, bos_id=4, seq_len=3, batch_rows=2, runtime=runtime, hidden=hidden,
-        forward_is_collective=True, fixed_shape=fixed_shape,
-    ).val_bpb  # fmt: skip
+        forward_is_collective=True, fixed_shape=fixed_shape, progress=lambda done, total: calls.append(done),
+    )  # fmt: skip
+    return result.val_bpb, len(calls)
 
 
 @pytest.mark.parametrize("fixed_shape", [False, True])
 def test_ranks_without_batches_help_the_others_where_a_forward_pass_needs_all(fixed_shape: bool) -> None:
     alone = score([document(*[i % 4 for i in range(n)]) for n in LENGTHS]).val_bpb
-    assert run_ranks(score_with_a_collective_forward, 2, fixed_shape) == pytest.approx([alone] * 2, rel=1e-7)
+    (score0, calls0), (score1, calls1) = run_ranks(score_with_a_collective_forward, 2, fixed_shape)
+    assert score0 == score1 == pytest.approx(alone, rel=1e-7)
+    # Rank 1 has 10 batches, then is heard of at each of the other's 50 that are left: a watchdog does not think that it hangs.
+    assert calls1 == 1 + 50
+    assert calls0 == 4

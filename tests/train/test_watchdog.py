@@ -231,27 +231,37 @@ def test_a_slow_first_step_a_long_save_and_a_pause_raise_no_alarm(tmp_path):
     assert not stacks.exists()
 
 
-def be_stopped(stacks: Path) -> None:
-    with watched(stacks, deadline_s=0.8, backup_s=30) as watchdog:
+def be_stopped(stacks: Path, number: int, backup_s: float) -> None:
+    with watched(stacks, deadline_s=0.8, backup_s=backup_s) as watchdog:
         watchdog.beat("step")
+        # A look of the watchdog's thread, so that the timer in C runs.
+        time.sleep(0.3)
         stacks.with_suffix(".ready").touch()
-        # The deadline is 0.8 s, and the main thread goes on at once after it was stopped for longer.
-        os.kill(os.getpid(), signal.SIGSTOP)
+        os.kill(os.getpid(), number)
         time.sleep(0.05)
         watchdog.beat("step")
         time.sleep(0.05)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP")
-def test_a_process_that_was_stopped_for_longer_than_the_deadline_has_not_hung(tmp_path):
+@pytest.mark.parametrize(("number", "backup_s"), [("SIGSTOP", 30.0), ("SIGTSTP", 0.3)])
+def test_a_process_that_was_stopped_for_longer_than_the_deadline_has_not_hung(tmp_path, number, backup_s):
     stacks = tmp_path / "stacks.txt"
-    process = start(be_stopped, stacks)
+    process = start(be_stopped, stacks, getattr(signal, number), backup_s)
     limit_s = time.monotonic() + 20
     while not stacks.with_suffix(".ready").exists():
         assert time.monotonic() < limit_s
         time.sleep(0.02)
     time.sleep(2)
+    assert process.exitcode is None
     os.kill(process.pid, signal.SIGCONT)
     process.join(20)
     assert process.exitcode == 0
     assert not stacks.exists()
+
+
+def test_ctrl_z_does_after_it_what_it_did_before():
+    before = signal.getsignal(signal.SIGTSTP)
+    with quiet(time.monotonic, deadline_s=60):
+        assert signal.getsignal(signal.SIGTSTP) != before
+    assert signal.getsignal(signal.SIGTSTP) == before == signal.SIG_DFL

@@ -133,7 +133,8 @@ def evaluate_bpb(
     hidden: inputs_BT -> x_BTD (``model.hidden`` where not given, e.g. a compiled trunk otherwise).
     fixed_shape: every batch is (batch_rows, seq_len), for a compiled ``hidden``. compiled_loss: see `token_losses`.
     max_documents, max_tokens: score only the first documents: as many as fit whole, at least one.
-    progress: called with (documents done by this rank, documents it will do or None where that is not known).
+    progress: called with (documents done by this rank, documents it will do or None where that is not known), also while
+    this rank waits for the others' batches.
     should_stop: looked at before each batch; where it is true on any rank, all ranks end at their next batch.
     forward_is_collective: ``hidden`` needs all ranks at once (sharded weights), so a rank that has no more batches takes part
     with an empty one.
@@ -169,6 +170,8 @@ def evaluate_bpb(
     def idle() -> None:
         if forward_is_collective:
             hidden(idle_BT)
+        if progress is not None:
+            progress(len(tally.nats), expected)
 
     with _evaluation_mode(model), _Rounds(runtime, should_stop, idle) as rounds:
         for block in _blocks(_windows(mine, bos_id=bos_id, seq_len=seq_len), batch_rows * BLOCK_BATCHES):

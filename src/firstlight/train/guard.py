@@ -17,6 +17,7 @@ all of them together goes through `StopRequest.agreed`, a collective call.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -190,10 +191,11 @@ def naming_lost_peers(runtime: Runtime, last_good: Callable[[], str]) -> Iterato
     except RuntimeError as error:
         if runtime.world_size == 1 or not peer_lost(error):
             raise
-        first_line = str(error).strip().splitlines()[0]
+        # Without the place in the library's source before it, and its guesses after it.
+        said = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[0]).split(". ")[0]
         raise TrainingStopped(
             f"rank {runtime.rank} of {runtime.world_size}: another process has ended, or has not answered for too long "
-            f"({first_line[:160]})",
+            f"({said[:160]})",
             hint=f"its own message is further up in the output, or in its log; {last_good()}. {GO_ON.capitalize()}; "
             "torchrun --max-restarts 3 does that by itself",
         ) from error

@@ -13,9 +13,10 @@ In most stacks the main thread waits in a collective (``all_reduce``, ``largest`
 timer in C; the watchdog's thread winds it up again at each look, so it runs out only where that thread cannot. It writes the
 stacks to standard error and ends the process with exit code 1, which it cannot choose.
 
-**A process that was stopped** (Ctrl-Z and later ``fg``, a laptop's lid) has not hung: a look that comes much later than asked for
-starts the time of the phase anew. The timer in C cannot do this. A process that is stopped for longer than the deadline
-ends when it goes on; use a deadline of 0 where that is wanted.
+**A process that was stopped** (Ctrl-Z and later ``fg``, SIGSTOP, a laptop's lid) has not hung: a look that comes much later
+than asked for starts the time of the phase anew. The timer in C cannot do this, so Ctrl-Z (SIGTSTP, which Slurm also sends
+before it suspends a job) disarms it first. Nobody can take notice of a plain SIGSTOP: a process that was stopped by one for
+longer than its deadline is ended by the timer when it goes on.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from __future__ import annotations
 import faulthandler
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import IO, Self
 
 from firstlight.errors import TrainingStopped
@@ -77,6 +79,7 @@ class Watchdog:
         self._num_pauses = 0
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
+        self._takes_suspend = False
 
     def beat(self, phase: str, *, deadline_s: float | None = None) -> None:
         """Progress was made, and what begins now is ``phase``. Cheap: no lock, and the clock is the only call.
@@ -110,14 +113,25 @@ class Watchdog:
         if self.deadline_s > 0:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
+            is_main = threading.current_thread() is threading.main_thread()
+            if is_main and hasattr(signal, "SIGTSTP") and signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
+                signal.signal(signal.SIGTSTP, self._suspend)
+                self._takes_suspend = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._takes_suspend:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         self._done.set()
         if self._thread is not None:
             self._thread.join()
+
+    def _suspend(self, number: int, frame: FrameType | None) -> None:
+        with self.paused():
+            faulthandler.cancel_dump_traceback_later()
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def _watch(self) -> None:
         looked_s = self._clock()
@@ -171,7 +185,9 @@ class Watchdog:
         assert self._beat is not None
         phase, started_s, deadline_s = self._beat
         elapsed_s = self._clock() - max(started_s, self._not_before_s)
-        where = f"in {self._stacks_path} and above" if self._stacks_path is not None else "above"
+        where = (
+            f"in {self._stacks_path} and on standard error" if self._stacks_path is not None else "on standard error"
+        )
         who = f"rank {self._rank} of {self._world_size}: " if self._world_size > 1 else ""
         which = (
             "; the rank whose main thread waits in no collective is the one that hangs" if self._world_size > 1 else ""
