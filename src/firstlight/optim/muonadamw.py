@@ -4,7 +4,9 @@ Each rank brings the gradient of its own share of the batch. `MuonAdamW.step` su
 over everything, refuses what is not finite, clips, and updates. Every rank then holds the same weights.
 
 With several ranks each keeps the state, and does the arithmetic, of its own part only (``buckets.py``): of whole matrices
-for Muon, of any range of elements for AdamW. One rank is the case in which that part is everything.
+for Muon, of any range of elements for AdamW. One rank is the case in which that part is everything. Where the weights are
+sharded too (`firstlight.model.sharding`), AdamW's range is the rows that the rank holds, and the rows of a matrix come
+together at its owner for the update (``shards.py``).
 
 Shapes: K matrices of one shape in a stack, M rows, N columns.
 """
@@ -18,11 +20,13 @@ from dataclasses import dataclass
 import torch
 
 from firstlight.errors import CheckpointError
+from firstlight.model.sharding import is_cut, local_piece
 from firstlight.optim import muon
 from firstlight.optim.adamw import adamw_update_
 from firstlight.optim.buckets import Bucket, pieces_of, place_flat, place_whole
 from firstlight.optim.groups import AdamWGroup, Group, MuonGroup
 from firstlight.optim.schedule import Hyper
+from firstlight.optim.shards import MatrixShards, deal_matrices
 from firstlight.runtime.context import Runtime
 
 
@@ -44,6 +48,7 @@ class _Held:
     """What this rank updates of a parameter: all of it, or the flat elements ``start`` to ``stop``.
 
     weight: a view of the parameter. grad: where its summed gradient appears (None: in the parameter's own ``grad``).
+    sharded: the parameter whose ``grad`` has the gradient of this rank's rows, where weights are sharded.
     """
 
     name: str
@@ -51,6 +56,18 @@ class _Held:
     grad: torch.Tensor | None = None
     start: int | None = None
     stop: int | None = None
+    sharded: torch.Tensor | None = None
+
+    def gradient(self) -> torch.Tensor:
+        """Summed gradient of what is held; zeros where there is none."""
+        if self.grad is not None:
+            return self.grad
+        if self.sharded is not None:
+            grad = self.sharded.grad
+            return torch.zeros_like(self.weight) if grad is None else local_piece(grad).tensor.view_as(self.weight)
+        if self.weight.grad is None:
+            self.weight.grad = torch.zeros_like(self.weight)
+        return self.weight.grad
 
     def key(self, role: str) -> str:
         return f"{self.name}/{role}" + ("" if self.start is None else f"[{self.start}:{self.stop}]")
@@ -103,14 +120,7 @@ class _AdamState:
         self.steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in self.parameters]
 
     def grads(self) -> list[torch.Tensor]:
-        found = []
-        for one in self.held:
-            if one.grad is None and one.weight.grad is None:
-                one.weight.grad = torch.zeros_like(one.weight)
-            grad = one.weight.grad if one.grad is None else one.grad
-            assert grad is not None
-            found.append(grad)
-        return found
+        return [one.gradient() for one in self.held]
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         tensors = {}
@@ -145,11 +155,16 @@ class MuonAdamW:
         self.num_updates = 0
         muons = [g for g in self.groups if isinstance(g, MuonGroup)]
         adams = [g for g in self.groups if isinstance(g, AdamWGroup)]
-        self._muon_bucket: Bucket | None = None
+        self._muon_bucket: Bucket | MatrixShards | None = None
         self._adam_bucket: Bucket | None = None
+        self._row_shards: MatrixShards | None = None
         if runtime.world_size == 1:
             self._stacks = [_Stack(g, [_Held(*named) for named in g.parameters]) for g in muons]
             self._adams = [_AdamState(g, [_Held(*named) for named in g.parameters]) for g in adams]
+        elif any(is_cut(parameter) for group in self.groups for _, parameter in group.parameters):
+            self._row_shards, self._stacks = _sharded_stacks(muons, runtime)
+            self._muon_bucket = self._row_shards
+            self._adams = _sharded_adams(adams, runtime)
         else:
             self._muon_bucket, self._stacks = _shared_stacks(muons, runtime)
             self._adam_bucket, self._adams = _shared_adams(adams, runtime)
@@ -161,7 +176,7 @@ class MuonAdamW:
         self._compiled = compiled
 
     @property
-    def _buckets(self) -> list[Bucket]:
+    def _buckets(self) -> list[Bucket | MatrixShards]:
         return [bucket for bucket in (self._adam_bucket, self._muon_bucket) if bucket is not None]
 
     def zero_grad(self) -> None:
@@ -203,11 +218,15 @@ class MuonAdamW:
         if self._adam_bucket is not None:
             self._adam_bucket.start_share()
         for stack in self._stacks:
-            self._update_stack(stack, hyper, factor)
+            self._make_updates(stack, hyper, factor)
+            if self._row_shards is None:
+                self._apply(stack.group, stack.parameters, list(stack.work_KMN.unbind(0)), hyper)
         if self._muon_bucket is not None:
             self._muon_bucket.start_share()
         for bucket in self._buckets:
             bucket.finish_share()
+        if self._row_shards is not None:
+            self._apply_rows(self._row_shards, hyper)
         self.num_updates += 1
         return UpdateResult(norm, applied=True)
 
@@ -220,7 +239,8 @@ class MuonAdamW:
         own = torch.stack(norms).double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
         return math.sqrt(float(self.runtime.sum(own.to(self.runtime.device))))
 
-    def _update_stack(self, stack: _Stack, hyper: Hyper, factor: float) -> None:
+    def _make_updates(self, stack: _Stack, hyper: Hyper, factor: float) -> None:
+        """Gradients in the stack's ``work_KMN`` become updates."""
         group = stack.group
         if factor != 1.0:
             stack.work_KMN.mul_(factor)
@@ -239,13 +259,27 @@ class MuonAdamW:
             coefficients=self.muon_coefficients,
             safety=muon.needs_safety(self.muon_coefficients),
         )
+
+    def _apply(
+        self, group: MuonGroup, parameters: list[torch.Tensor], updates: list[torch.Tensor], hyper: Hyper
+    ) -> None:
         muon.apply_updates_(
-            stack.parameters,
-            list(stack.work_KMN.unbind(0)),
+            parameters,
+            updates,
             lr=group.lr * hyper.lr_multiplier,
             weight_decay=hyper.weight_decay * group.weight_decay_scale,
             cautious=group.cautious,
         )
+
+    def _apply_rows(self, shards: MatrixShards, hyper: Hyper) -> None:
+        """Updates are applied element by element, so rows need nothing from other rows."""
+        first = 0
+        for group in self.groups:
+            if isinstance(group, MuonGroup):
+                own = slice(first, first + len(group.parameters))
+                self._apply(group, shards.weights[own], shards.updates[own], hyper)
+                first = own.stop
+        shards.updates = []
 
     def _update_adam(self, state: _AdamState, grads: list[torch.Tensor], hyper: Hyper, factor: float) -> None:
         group = state.group
@@ -372,3 +406,38 @@ def _shared_adams(groups: Sequence[AdamWGroup], runtime: Runtime) -> tuple[Bucke
         if held:
             states.append(_AdamState(group, held))
     return bucket, states
+
+
+def _sharded_stacks(groups: Sequence[MuonGroup], runtime: Runtime) -> tuple[MatrixShards | None, list[_Stack]]:
+    """The exchange of all matrices, and this rank's stacks of those that it owns."""
+    parameters = [parameter for group in groups for _, parameter in group.parameters]
+    if not parameters:
+        return None, []
+    owners = deal_matrices([tuple(parameter.shape) for parameter in parameters], runtime.world_size)
+    stacks, works = [], {}
+    first = 0
+    for group in groups:
+        owned = [i for i in range(len(group.parameters)) if owners[first + i] == runtime.rank]
+        if owned:
+            shape = (len(owned), *group.parameters[0][1].shape)
+            work_KMN = torch.zeros(shape, dtype=torch.float32, device=runtime.device)
+            stacks.append(_Stack(group, [_Held(*group.parameters[i]) for i in owned], work_KMN=work_KMN))
+            works |= {first + i: slot for i, slot in zip(owned, work_KMN, strict=True)}
+        first += len(group.parameters)
+    return MatrixShards(parameters, owners, works, runtime=runtime), stacks
+
+
+def _sharded_adams(groups: Sequence[AdamWGroup], runtime: Runtime) -> list[_AdamState]:
+    """This rank's rows of each group."""
+    states = []
+    for group in groups:
+        held = []
+        for name, parameter in group.parameters:
+            local, start, stop, shape = local_piece(parameter)
+            if stop - start == parameter.numel():
+                held.append(_Held(name, local.view(shape), sharded=parameter))
+            elif stop > start:
+                held.append(_Held(name, local, None, start, stop, sharded=parameter))
+        if held:
+            states.append(_AdamState(group, held))
+    return states
