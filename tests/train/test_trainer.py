@@ -29,11 +29,13 @@ from firstlight.runtime.context import Runtime
 from firstlight.runtime.metrics import MetricsLog, read_metrics
 from firstlight.tokens.bpe import Tokenizer
 from firstlight.train import checkpoint, writing
+from firstlight.train import step as step_module
 from firstlight.train import trainer as trainer_module
 from firstlight.train.checkpoint import find_latest_good, list_steps, load_checkpoint, load_into
 from firstlight.train.horizon import Curve, StepHorizon
 from firstlight.train.saving import SaveQueue
 from firstlight.train.scaler import LossScaler
+from firstlight.train.spike import SpikeGuard
 from firstlight.train.state import TrainState, set_rng_tensors
 from firstlight.train.trainer import Guards, Trainer, mfu, tokens_per_s
 
@@ -717,3 +719,93 @@ def test_a_state_beyond_step_0_is_taken_as_saved(tmp_path, store):
     run.start = TrainState(step=1, position=Position(0, 0, 4, 4))
     run.fit()
     assert list_steps(tmp_path / "run" / "checkpoints") == [2]
+
+
+# Behind the steps (R20)
+
+
+def test_saving_behind_the_steps_leaves_the_same_files_as_waiting_for_each(tmp_path, store):
+    for name, asynchronous in (("waits", False), ("behind", True)):
+        run = launch(tmp_path / name, store, num_steps=6, every=1, keep=9, asynchronous=asynchronous)
+        run.fit()
+        run.trainer.saves.close()
+    for step in range(1, 7):
+        first, second = (tmp_path / name / "checkpoints" / f"step_{step:08d}" for name in ("waits", "behind"))
+        for file in ("model.safetensors", "optimizer-00000-of-00001.safetensors", "rng.safetensors"):
+            assert (first / file).read_bytes() == (second / file).read_bytes(), f"{step} {file}"
+    saves = [row for row in read_metrics(tmp_path / "behind" / "metrics.jsonl") if row["kind"] == "save"]
+    assert sorted(row["step"] for row in saves) == [1, 2, 3, 4, 5, 6]
+    assert all(row["bytes"] > 0 and row["write_s"] > 0 for row in saves)
+
+
+# Spikes (R17)
+
+
+def outlier(monkeypatch, *, at_calls: set[int]):
+    """Makes the loss of some calls of the loss layer 50 nats a token higher, whatever the step's number is by then."""
+    original = step_module.summed_cross_entropy
+    calls = []
+
+    def with_outliers(x_BTD, head_VD, targets_BT, weights_BT=None, **options):
+        calls.append(1)
+        loss = original(x_BTD, head_VD, targets_BT, weights_BT, **options)
+        return loss + 50.0 * (targets_BT != -1).sum() if (len(calls) - 1) // MICRO in at_calls else loss
+
+    monkeypatch.setattr(step_module, "summed_cross_entropy", with_outliers)
+
+
+def test_a_spike_is_left_out_and_training_goes_on(tmp_path, store, monkeypatch):
+    outlier(monkeypatch, at_calls={5})
+    guards = Guards(spike=SpikeGuard(min_history=4), on_spike="skip", nonfinite_limit=1)
+    run = launch(tmp_path / "run", store, num_steps=8, every=0, guards=guards)
+    end = run.fit()
+    assert (end.step, end.num_skipped, end.num_skipped_in_a_row, run.optimizer.num_updates) == (8, 1, 0, 7)
+    event = rows(tmp_path / "run", "event")[0]
+    assert event["step"] == 5
+    assert "loss spike" in event["what"]
+    assert event["documents"], "the documents of the batch are named"
+
+
+def test_a_rollback_goes_back_to_the_checkpoint_and_passes_over_the_rows_since(tmp_path, store, monkeypatch):
+    outlier(monkeypatch, at_calls={5})
+    restored = []
+
+    def restore():
+        loaded = load_checkpoint(find_latest_good(tmp_path / "run" / "checkpoints"))
+        load_into(run.model.state_dict(), loaded.model, what="")
+        run.optimizer.load_state_tensors(loaded.optimizer)
+        run.optimizer.num_updates = loaded.state["num_updates"]
+        restored.append({name: tensor.clone() for name, tensor in run.model.state_dict().items()})
+        return TrainState.from_dict(loaded.state["train"])
+
+    guards = Guards(spike=SpikeGuard(min_history=4), on_spike="rollback")
+    run = launch(tmp_path / "run", store, num_steps=8, every=4, keep=9, guards=guards, restore=restore)
+    end = run.fit()
+    assert len(restored) == 1
+    assert (end.step, end.num_rollbacks, run.optimizer.num_updates) == (8, 1, 8)
+    train = rows(tmp_path / "run", "train")
+    assert [row["step"] for row in train] == list(range(8)), "each step is once in the metrics"
+    # Six steps' rows went by when the spike came, of which four are in the checkpoint; four more steps of 4 rows follow.
+    assert [row["rows_consumed"] for row in train] == [4, 8, 12, 16, 28, 32, 36, 40]
+    assert end.position.rows_consumed == 40
+    event = next(row for row in rows(tmp_path / "run", "event") if "rolled back" in row["what"])
+    assert event["num_rows_passed_over"] == 8
+
+
+def test_a_run_that_spikes_after_each_rollback_is_stopped(tmp_path, store, monkeypatch):
+    outlier(monkeypatch, at_calls={5, 6, 7, 8, 9, 10})
+    guards = Guards(spike=SpikeGuard(min_history=4), on_spike="rollback")
+    run = launch(
+        tmp_path / "run", store, num_steps=20, every=4, guards=guards,
+        restore=lambda: TrainState(step=4, position=Position(0, 1, 0, 16)),
+    )  # fmt: skip
+    with pytest.raises(TrainingStopped, match="after 3 rollbacks"):
+        run.fit()
+
+
+def test_without_a_checkpoint_a_rollback_leaves_the_update_out(tmp_path, store, monkeypatch):
+    outlier(monkeypatch, at_calls={5})
+    guards = Guards(spike=SpikeGuard(min_history=4), on_spike="rollback")
+    run = launch(tmp_path / "run", store, num_steps=8, every=0, guards=guards, restore=lambda: None)
+    assert run.fit().num_skipped == 1
+    assert any("no checkpoint to go back to" in text for text in run.sink.said)

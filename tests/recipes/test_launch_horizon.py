@@ -1,0 +1,45 @@
+"""When a launch ends: counted steps are taken as they are, minutes are divided."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from firstlight.recipes.assemble import Rates
+from firstlight.recipes.launch_horizon import horizon_of_launch
+from firstlight.recipes.settings import BaseSettings
+from firstlight.runtime.context import Runtime
+from firstlight.train.horizon import ClockHorizon, StepHorizon
+from firstlight.train.plan import Horizon, make_plan
+
+CPU = Runtime(device=torch.device("cpu"))
+
+
+def horizon(horizon, rates=None, **settings):
+    plan = make_plan(1, horizon=horizon, vocab_size=300, seq_len=32, total_batch_size=128)
+    return horizon_of_launch(
+        plan, BaseSettings(**settings), rates, used_s=0.0, is_resumed=False, num_val_tokens=lambda: 6400,
+        spent_s=lambda: 20.0, runtime=CPU,
+    )  # fmt: skip
+
+
+def test_counted_steps_need_no_measurement_and_no_limit_of_the_final_score():
+    found, final_tokens, plan, notes = horizon(Horizon("steps", 30))
+    assert isinstance(found, StepHorizon)
+    assert (found.num_steps, final_tokens, plan.num_steps, notes) == (30, None, 30, ())
+
+
+def test_minutes_leave_out_what_preparing_took_and_set_the_intervals():
+    found, _, plan, _ = horizon(Horizon("minutes", 2.0), Rates(train_s=0.01, score_s=0.001))
+    assert isinstance(found, ClockHorizon)
+    # 120 s, of which 20 are gone; closing and the final score take a little more.
+    assert 80 < found.total_s < 100
+    # About 0.0115 s a step: between seven and nine thousand of them.
+    assert 7000 < plan.estimated_steps < 9000
+    assert plan.eval_every == pytest.approx(plan.estimated_steps / 10, abs=1)
+
+
+def test_intervals_that_were_given_stay():
+    _, _, plan, _ = horizon(Horizon("minutes", 2.0), Rates(0.01, 0.001), save_every=7)
+    assert plan.save_every != 7, "the plan was made without it"
+    assert plan.eval_every > 20
