@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,41 @@ def test_two_nodes_on_loopback_train_one_model_as_one_process_does(tmp_path):
     assert len(losses) == 6
     # The sums are added up in another order: nothing more may differ.
     assert losses == pytest.approx(losses_of(tmp_path / "runs" / "one"), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_by_torchrun_and_the_run_goes_on_by_itself(tmp_path):
+    runs = tmp_path / "runs"
+    environment = {
+        **os.environ, "FIRSTLIGHT_CACHE": str(tmp_path / "cache"), "FIRSTLIGHT_RUNS": str(runs), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    longer = {"--num-iterations": "60", "--eval-every": "0", "--save-every": "10"}
+    flags = [word for pair in ({**dict(zip(FLAGS[::2], FLAGS[1::2], strict=True)), **longer}).items() for word in pair]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    train = ["-m", "firstlight", "train", "base", "--data", str(corpus(tmp_path / "texts")), *flags]
+    process = subprocess.Popen(
+        [*launch, *train], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        end_s = time.monotonic() + 90
+        while not list(runs.glob("*/checkpoints/step_*")):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end_s, "no checkpoint after 90 s"
+            time.sleep(0.05)
+        [record] = runs.glob("*/run.json")
+        assert len(list(runs.glob(".launch-*"))) == 1
+        # The record names the process that writes it, which is rank 0.
+        os.kill(int(json.loads(record.read_text())["process"].split(":")[1]), signal.SIGKILL)
+        said = process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert [path.name for path in runs.iterdir()] == [record.parent.name], "one run, and the launch's note is gone"
+    steps = [row["step"] for row in read_metrics(record.parent / "metrics.jsonl") if row["kind"] == "train"]
+    assert steps == list(range(60))
+    after = json.loads(record.read_text())
+    assert after["status"] == "done"
+    assert any(note.startswith("attempt 2: torchrun has started the processes again") for note in after["notes"])
 
 
 @pytest.mark.slow
