@@ -32,6 +32,39 @@ def corpus(folder: Path) -> Path:
     return folder
 
 
+def test_the_slurm_script_starts_torchrun_on_each_node_with_options_that_exist(tmp_path):
+    from torch.distributed.run import get_args_parser
+
+    script = Path(__file__).resolve().parents[1] / "docs" / "slurm" / "train.sbatch"
+    assert subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True).stderr == ""
+    # Stand-ins for Slurm's commands: the nodes' names, and a file with the words that would be started on each node.
+    stubs = tmp_path / "bin"
+    stubs.mkdir()
+    (stubs / "activate").write_text("")
+    (stubs / "scontrol").write_text("#!/bin/bash\nprintf 'node7\\nnode8\\n'\n")
+    (stubs / "srun").write_text(f"#!/bin/bash\nprintf '%s\\n' \"$@\" > {tmp_path}/words\nenv > {tmp_path}/env\n")
+    for stub in stubs.iterdir():
+        stub.chmod(0o755)
+    environment = {
+        "PATH": f"{stubs}:{os.environ['PATH']}", "VENV": str(tmp_path), "SHARED": "/big", "SLURM_JOB_ID": "1234567",
+        "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_GPUS_ON_NODE": "4",
+    }  # fmt: skip
+    asked = ["--depth", "20", "--data", "my texts"]
+    done = subprocess.run(["bash", str(script), *asked], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = (tmp_path / "words").read_text().splitlines()
+    launch = words[words.index("torchrun") + 1 :]
+    parsed = get_args_parser().parse_args(launch)
+    assert (parsed.nnodes, parsed.nproc_per_node, parsed.max_restarts) == ("2", "4", 3)
+    assert parsed.rdzv_endpoint.startswith("node7:")
+    assert 1024 < int(parsed.rdzv_endpoint.split(":")[1]) < 65536
+    assert parsed.module
+    assert parsed.training_script == "firstlight"
+    assert parsed.training_script_args == ["train", "base", "--name", "job-1234567", "--resume", *asked]
+    exported = (tmp_path / "env").read_text().splitlines()
+    assert {"FIRSTLIGHT_RUNS=/big/runs", "FIRSTLIGHT_CACHE=/big/cache"} <= set(exported)
+
+
 def losses_of(run_dir: Path) -> list[float]:
     return [row["loss_nats"] for row in read_metrics(run_dir / "metrics.jsonl") if row["kind"] == "train"]
 
