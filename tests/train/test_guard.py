@@ -192,6 +192,14 @@ def test_a_signal_that_training_had_no_more_time_for_is_obeyed_after_it():
         pytest.fail("it was forgotten")
 
 
+def test_the_innermost_at_once_says_where_it_was():
+    with pytest.raises(Interrupted) as raised, StopRequest(CPU).watching() as stop, stop.at_once(lambda: "outside"):  # noqa: PT012
+        with stop.at_once(lambda: "inside"):
+            raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+    assert raised.value.what == "stopped by SIGTERM inside"
+
+
 def test_a_second_sigterm_while_the_first_is_being_obeyed_is_no_impatience():
     cleaned = []
     with StopRequest(CPU).watching() as stop, pytest.raises(Interrupted), stop.at_once(lambda: "x"):  # noqa: PT012
