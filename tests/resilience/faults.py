@@ -52,7 +52,7 @@ def record_rows(rank: int, folder: Path) -> None:
     Loader.__next__ = following  # type: ignore[method-assign]
 
 
-def stop_in_process_at_every_step(rank: int, run: str) -> None:
+def stop_in_process_at_every_step(rank: int) -> None:
     """Make one call of the recipe many: it is ended in the middle of step 1, 2, ... and resumed each time.
 
     The end comes without a save at the step itself, so the checkpoint before it is what the next one goes on from. Saving
@@ -91,11 +91,6 @@ class _PulledPlugError(Exception):
 def signal_in_step(rank: int, which: int, step: int, number: int = signal.SIGTERM) -> None:
     """Send a signal to a rank in the middle of an update."""
     _before_step(lambda trainer, at: os.kill(os.getpid(), number) if (rank, at) == (which, step) else None)
-
-
-def signal_at_steps(rank: int, which: int, steps: tuple[int, ...], number: int = signal.SIGTERM) -> None:
-    """As `signal_in_step`, at each of several steps: a scheduler that sends its signal again."""
-    _before_step(lambda trainer, at: os.kill(os.getpid(), number) if rank == which and at in steps else None)
 
 
 def signal_twice_in_step(rank: int, which: int, step: int, number: int = signal.SIGTERM) -> None:
@@ -209,21 +204,38 @@ def inf_gradient(rank: int, which: int, steps: tuple[int, ...]) -> None:
     _with_hidden(Explode.apply, lambda at: rank == which and at in steps)  # type: ignore[arg-type]
 
 
-def outlier(rank: int, steps: tuple[int, ...]) -> None:
-    """At these steps the model says the opposite of what it has learnt, on every rank: a finite loss far above the others."""
-    _with_hidden(lambda hidden: -4 * hidden, lambda at: at in steps)
+def outlier(rank: int, step: int) -> None:
+    """Once, at this step, the model says the opposite of what it has learnt, on every rank: a finite loss far above the others.
+
+    Not again where the step is made anew: what is outlandish is in the data, and that has been passed over.
+    """
+    struck: list[int] = []
+
+    def is_struck(at: int) -> bool:
+        is_now = at == step and not struck
+        struck.extend([at] * is_now)
+        return is_now
+
+    _with_hidden(lambda hidden: -4 * hidden, is_struck)
 
 
 def flip_weight(rank: int, which: int, step: int) -> None:
-    """The lowest bit of one weight flips on one rank before an update."""
+    """The lowest bit of one weight flips on one rank right after an update.
 
-    def act(trainer: Trainer, at: int) -> None:
-        if (rank, at) == (which, step):
-            weight = next(trainer.model.parameters())  # type: ignore[attr-defined]
+    After it, because each update sends every weight from the rank that updates it to the others: a bit that flips before
+    is made good by that.
+    """
+    real = Trainer.advance
+
+    def advance(self: Trainer, state: Any) -> Any:
+        after = real(self, state)
+        if (rank, state.step) == (which, step):
+            weight = next(self.model.parameters())  # type: ignore[attr-defined]
             bits = weight.data.view(-1)[:1].view(torch.int32)
             bits.bitwise_xor_(torch.ones_like(bits))
+        return after
 
-    _before_step(act)
+    Trainer.advance = advance  # type: ignore[method-assign]
 
 
 def hang_in_step(rank: int, which: int, step: int) -> None:
@@ -258,4 +270,9 @@ def hang_in_save(rank: int, which: int) -> None:
 
 def slow_first_step(rank: int, seconds: float) -> None:
     """The first update takes long on every rank, as one that compiles does."""
-    _before_step(lambda trainer, at: time.sleep(seconds) if at == 0 else None)
+
+    def slowly(hidden: torch.Tensor) -> torch.Tensor:
+        time.sleep(seconds)
+        return hidden
+
+    _with_hidden(slowly, lambda at: at == 0)

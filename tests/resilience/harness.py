@@ -31,7 +31,45 @@ NUM_STEPS = 20
 NUM_ROWS = 12
 """Rows of a step: a number that 1, 2, 3 and 4 processes can share."""
 
-WORDS = ["the", "a", "cat", "dog", "bird", "tree", "house", "river", "stone", "light", "wind", "saw", "found", "lost", "kept", "made", "gave", "under", "over", "beside", "small", "old", "green", "quiet", "quick", "then", "because", "while", "never", "always", "slowly", "again", "and", "but", "so", "when", "where"]
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "bird",
+    "tree",
+    "house",
+    "river",
+    "stone",
+    "light",
+    "wind",
+    "saw",
+    "found",
+    "lost",
+    "kept",
+    "made",
+    "gave",
+    "under",
+    "over",
+    "beside",
+    "small",
+    "old",
+    "green",
+    "quiet",
+    "quick",
+    "then",
+    "because",
+    "while",
+    "never",
+    "always",
+    "slowly",
+    "again",
+    "and",
+    "but",
+    "so",
+    "when",
+    "where",
+]
 
 
 @dataclass(frozen=True)
@@ -83,7 +121,7 @@ class Launch:
     def is_running(self) -> bool:
         return any(process.is_alive() for process in self.processes)
 
-    def wait(self, timeout_s: float = 60) -> list[int]:
+    def wait(self, timeout_s: float = 120) -> list[int]:
         """Exit codes by rank; minus the signal's number where one ended the process.
 
         Raises AssertionError, with what every rank printed, where one is still running after ``timeout_s``.
@@ -191,7 +229,7 @@ def _job(
 def run_to_end(place: Place, settings: BaseSettings, world_size: int = 1, *, codes: int = 0, **more: Any) -> Launch:
     """`launch`, wait, and hold every rank to the exit code ``codes``."""
     job = launch(place, settings, world_size, **more)
-    assert job.wait(timeout_s=90) == [codes] * world_size, job.everything()
+    assert job.wait(timeout_s=240) == [codes] * world_size, job.everything()
     return job
 
 
@@ -220,7 +258,7 @@ def num_steps_done(run_dir: Path) -> int:
     return max((step for step, _ in losses(run_dir)), default=-1) + 1
 
 
-def wait_until(condition: Callable[[], Any], what: str, *, job: Launch | None = None, timeout_s: float = 60) -> None:
+def wait_until(condition: Callable[[], Any], what: str, *, job: Launch | None = None, timeout_s: float = 120) -> None:
     """Poll fast; AssertionError where it does not come true in time, or the job ends before."""
     until_s = time.monotonic() + timeout_s
     while not condition():

@@ -60,7 +60,7 @@ def test_r11_where_every_checkpoint_is_damaged_each_is_named_and_nothing_is_trai
     assert len(rows(run_dir, "train")) == 20, "the record of what was trained must stay"
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_r13_files_that_cannot_grow_cost_one_checkpoint_and_not_the_run(place, straight, world_size):
     job = run_to_end(
         place, replace(TINY, run="full"), world_size, fault=faults.files_stay_small, fault_args=(8, 13, 30_000)
@@ -73,6 +73,7 @@ def test_r13_files_that_cannot_grow_cost_one_checkpoint_and_not_the_run(place, s
     assert_same_run(straight(world_size), place.runs / "full")
 
 
+@pytest.mark.slow
 def test_r13_a_full_disk_says_how_much_is_needed_and_the_last_good_checkpoint_stays(place, straight):
     job = run_to_end(place, replace(TINY, run="full"), fault=faults.no_room_on_disk, fault_args=(8, 99), codes=4)
     assert "step 10 could not be saved" in job.output()

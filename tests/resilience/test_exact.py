@@ -27,7 +27,7 @@ def test_r1_the_same_run_twice_is_bit_equal(place, straight, world_size):
 
 def test_r2_a_run_stopped_at_every_step_is_bit_equal_to_one_that_never_stopped(place, straight):
     # One life is ended after each of its steps by turns; the text is passed more than once on the way.
-    run_to_end(place, replace(TINY, run="stopped"), fault=faults.stop_in_process_at_every_step, fault_args=("stopped",))
+    run_to_end(place, replace(TINY, run="stopped"), fault=faults.stop_in_process_at_every_step)
     reference = straight(1)
     assert rows(reference, "train")[-1]["epoch"] >= 1, "an epoch must end on the way"
     assert_same_run(reference, place.runs / "stopped")
@@ -56,7 +56,7 @@ def test_r5_any_number_of_processes_reads_the_same_rows_in_the_same_order(place)
     assert orders[3] == orders[1]
 
 
-@pytest.mark.parametrize("world_size", [1, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_r6_a_checkpoint_of_two_processes_is_resumed_by_another_number(place, straight, world_size):
     run_to_end(place, replace(TINY, run="moved"), 2, codes=130, fault=faults.signal_in_step, fault_args=(0, 9))
     assert [step for step, _ in losses(place.runs / "moved")] == list(range(10))
@@ -65,7 +65,7 @@ def test_r6_a_checkpoint_of_two_processes_is_resumed_by_another_number(place, st
     assert_close_run(straight(1), place.runs / "moved")
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_r27_scores_and_samples_on_the_way_change_nothing_that_is_trained(place, straight, world_size):
     run_to_end(place, replace(TINY, run="measured", eval_every=2, sample_every=7), world_size)
     assert len(rows(place.runs / "measured", "eval")) == 11

@@ -56,6 +56,7 @@ def test_r16_a_bad_number_on_one_rank_changes_no_bit_on_any_and_names_its_docume
     assert all(bool(tensor.isfinite().all()) for tensor in tensors(run_dir).values())
 
 
+@pytest.mark.slow
 def test_r16_many_bad_steps_in_a_row_end_all_ranks_with_the_last_good_checkpoint(place):
     job = run_to_end(
         place, replace(EACH, run="broken", nonfinite_limit=3), 2, codes=5,
@@ -71,9 +72,10 @@ def test_r16_many_bad_steps_in_a_row_end_all_ranks_with_the_last_good_checkpoint
 LONG = replace(TINY, num_iterations=40, save_every=10)
 
 
+@pytest.mark.slow
 def test_r17_a_spike_is_skipped_without_a_trace_in_the_weights(place):
     settings = replace(LONG, run="spiky", spike="skip", save_every=1, keep=50)
-    job = run_to_end(place, settings, 2, fault=faults.outlier, fault_args=((36,),))
+    job = run_to_end(place, settings, 2, fault=faults.outlier, fault_args=(36,))
     run_dir = place.runs / "spiky"
     assert [row["step"] for row in rows(run_dir, "train") if "skipped" in row] == [36]
     assert_unchanged_by_step(run_dir, 36)
@@ -82,17 +84,19 @@ def test_r17_a_spike_is_skipped_without_a_trace_in_the_weights(place):
     assert "spike" in job.output(0)
 
 
+@pytest.mark.slow
 def test_r17_the_window_of_recent_losses_survives_a_resume(place):
     # A window that began anew at the resume would be too short to judge step 36.
     settings = replace(LONG, run="spiky", spike="skip")
     run_to_end(place, settings, codes=130, fault=faults.signal_in_step, fault_args=(0, 33))
-    run_to_end(place, resumed("spiky"), fault=faults.outlier, fault_args=((36,),))
+    run_to_end(place, resumed("spiky"), fault=faults.outlier, fault_args=(36,))
     assert [row["step"] for row in rows(place.runs / "spiky", "train") if "skipped" in row] == [36]
 
 
+@pytest.mark.slow
 def test_r17_a_rollback_goes_back_to_the_last_checkpoint_and_passes_over_the_rows_of_the_spike(place):
     settings = replace(LONG, run="spiky", spike="rollback")
-    job = run_to_end(place, settings, 2, fault=faults.outlier, fault_args=((36,),))
+    job = run_to_end(place, settings, 2, fault=faults.outlier, fault_args=(36,))
     run_dir = place.runs / "spiky"
     assert "spike" in job.output(0)
     assert any("spike" in row["what"] for row in rows(run_dir, "event"))
@@ -101,6 +105,7 @@ def test_r17_a_rollback_goes_back_to_the_last_checkpoint_and_passes_over_the_row
     assert sorted(set(steps)) == list(range(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "args"),
     [
@@ -111,10 +116,10 @@ def test_r17_a_rollback_goes_back_to_the_last_checkpoint_and_passes_over_the_row
 )
 def test_r19_a_rank_that_stands_still_ends_all_with_the_stacks_of_all_threads(place, straight, fault, args):
     started_s = time.monotonic()
-    job = launch(place, replace(TINY, run="still", hang_timeout=3.0), 2, fault=fault, fault_args=args)
-    codes = job.wait(timeout_s=40)
+    job = launch(place, replace(TINY, run="still", hang_timeout=4.0), 2, fault=fault, fault_args=args)
+    codes = job.wait(timeout_s=60)
     assert all(code > 0 for code in codes), job.everything()
-    assert time.monotonic() - started_s < 25
+    assert time.monotonic() - started_s < 60
     for rank in (0, 1):
         assert "Thread" in job.output(rank), job.everything()
     assert "faults.py" in job.output(args[0]), "the stack must show where the rank stands"
@@ -123,21 +128,23 @@ def test_r19_a_rank_that_stands_still_ends_all_with_the_stacks_of_all_threads(pl
     assert_same_run(straight(2), place.runs / "still")
 
 
+@pytest.mark.slow
 def test_r19_a_slow_first_step_is_no_hang(place):
     # A first step may compile for minutes; only steps after it are held to the deadline.
     run_to_end(
-        place, replace(TINY, run="slow", num_iterations=3, hang_timeout=1.5), 2,
-        fault=faults.slow_first_step, fault_args=(4.0,),
+        place, replace(TINY, run="slow", num_iterations=3, hang_timeout=3.0), 2,
+        fault=faults.slow_first_step, fault_args=(8.0,),
     )  # fmt: skip
 
 
 def test_r23_one_flipped_bit_on_one_rank_is_found_within_the_interval(place):
     settings = replace(TINY, run="apart", check_replicas_every=4)
-    job = launch(place, settings, 2, fault=faults.flip_weight, fault_args=(1, 6))
+    job = launch(place, settings, 2, fault=faults.flip_weight, fault_args=(1, 7))
     codes = job.wait()
     assert all(code > 0 for code in codes), job.everything()
     done = len(losses(place.runs / "apart"))
-    assert 6 <= done <= 10, f"found after {done} steps"
+    assert done == 8, f"the check before step 8 must find it, and nothing may be trained or saved after: {done}"
+    assert steps_saved(place.runs / "apart") == [5]
     assert "rank" in job.output(0)
     assert "weight" in job.output(0)
     assert "--resume" in job.output(0)

@@ -32,6 +32,7 @@ def test_r24_a_byte_of_the_text_that_has_changed_is_refused_though_size_and_time
     assert len(losses(own_texts.runs / "once")) == 5
 
 
+@pytest.mark.slow
 def test_r24_files_in_another_order_are_refused(own_texts):
     run_to_end(own_texts, replace(FIVE, run="once"))
     one, other = (own_texts.texts / f"part_{number}.jsonl" for number in (0, 1))
@@ -43,6 +44,7 @@ def test_r24_files_in_another_order_are_refused(own_texts):
     assert "has changed" in job.output()
 
 
+@pytest.mark.slow
 def test_r24_another_tokenizer_is_refused_on_all_ranks(place):
     run_to_end(place, replace(FIVE, run="once"), 2)
     run_to_end(place, replace(FIVE, run="other", vocab_size=290))
