@@ -1,7 +1,7 @@
 """Trouble at random for as long as you like: kills, signals, hangs, torn files. Prints what was tried and what was lost.
 
     python benchmarks/soak.py --minutes 60 --seed 0
-    python benchmarks/soak.py --minutes 2 --output /tmp/soak.json     a short look, without touching the page of results
+    python benchmarks/soak.py --minutes 2 --json FILE     a short look, without touching the page of results
 
 A **life** is one run of a tiny model to its end, with trouble on the way (KINDS) and a resume after each, at random intervals
 of saving. Most lives keep their number of processes, 1 to 3, and must end bit-equal to a run on as many that was left alone:
@@ -468,11 +468,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="file for the result; results/soak.json and the page if not given")
+    parser.add_argument("--json", type=Path, help="file for the result; results/soak.json and the page if not given")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="firstlight-soak-") as root:
         figures = soak(asked.minutes, asked.seed, Path(root))
-    write(figures, asked.output)
+    write(figures, asked.json)
     print(json.dumps(figures))
     return 1 if figures["problems"] else 0
 
