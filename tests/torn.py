@@ -126,8 +126,8 @@ class _Shared:
         self.barrier = threading.Barrier(world_size)
 
 
-def in_threads(world_size: int, function: Callable[[Channel], Any]) -> list[Any]:
-    """``function(channel)`` in each of ``world_size`` ranks; what each returned or raised. One that raises leaves the others
+def in_threads(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """``function(channel, *args)`` in each of ``world_size`` ranks; what each returned or raised. One that raises leaves the others
     alone: their next word fails, as where a process has ended.
     """
     shared = _Shared(world_size)
@@ -135,7 +135,7 @@ def in_threads(world_size: int, function: Callable[[Channel], Any]) -> list[Any]
 
     def run(rank: int) -> None:
         try:
-            results[rank] = function(ThreadChannel(rank, world_size, shared))
+            results[rank] = function(ThreadChannel(rank, world_size, shared), *args)
         except BaseException as error:
             results[rank] = error
             if not isinstance(error, Exception):

@@ -54,6 +54,7 @@ class _Job:
     best_step: int | None
     copy_s: float
     waited_s: float
+    done: threading.Event
 
 
 class SaveQueue:
@@ -79,6 +80,7 @@ class SaveQueue:
         self._buffers: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "rng": {}}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._idle = threading.Event()
+        """The latest job's ``done``."""
         self._idle.set()
         self._given_up = threading.Event()
         self._thread: threading.Thread | None = None
@@ -113,7 +115,10 @@ class SaveQueue:
         copying_s = time.perf_counter()
         share, state_bytes = self._copy(model, optimizer, rng or {}, state)
         copied_s = time.perf_counter()
-        job = _Job(step, share, state_bytes, dict(shapes), best_step, copied_s - copying_s, copying_s - begun_s)
+        job = _Job(
+            step, share, state_bytes, dict(shapes), best_step,
+            copy_s=copied_s - copying_s, waited_s=copying_s - begun_s, done=threading.Event(),
+        )  # fmt: skip
         if not self.asynchronous:
             self._outcomes.append(self._write(job))
             return
@@ -122,8 +127,9 @@ class SaveQueue:
             self._thread.start()
             # A thread that is still in compiled code when the interpreter ends takes the process down with an abort.
             atexit.register(self.close)
-        self._idle.clear()
+        # In this order, a Ctrl-C between the two leaves nothing that would be waited for in vain.
         self._jobs.put(job)
+        self._idle = job.done
 
     def finished(self) -> list[Outcome]:
         """Outcomes since the last call of `finished` or `wait`, without waiting."""
@@ -210,9 +216,7 @@ class SaveQueue:
                 what = f"the checkpoint of step {job.step} could not be saved: {type(error).__name__}: {error}"
                 outcome = self._failed(job, CheckpointError(what), 0.0)
             self._outcomes.append(outcome)
-            # Held no longer than needed: the thread's frame would keep the tensors alive until the next save.
-            del job
-            self._idle.set()
+            job.done.set()
 
     def _write(self, job: _Job) -> Outcome:
         begun_s = time.perf_counter()
