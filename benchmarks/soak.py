@@ -164,7 +164,8 @@ class Life:
         job = self.launch(world_size, hang_timeout=HANG_TIMEOUT_S if kind == "hang of one" else 120.0)
         # Sometimes before the first step; else a few steps on.
         target = newest_step(self.run_dir) + self.draw.randint(0, 4)
-        if self.draw.random() < 0.1:
+        # (A hang is watched for from the first step on; while preparing, the timeouts of the collectives end it, much later.)
+        if self.draw.random() < 0.1 and kind != "hang of one":
             time.sleep(self.draw.random())
         else:
             job.wait_until(lambda: num_steps_done(self.run_dir) > target)
