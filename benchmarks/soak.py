@@ -138,8 +138,17 @@ def is_good(path: Path) -> bool:
 class Life:
     """One run, from its first launch to its end."""
 
-    def __init__(self, name: str, folders: Folders, settings: BaseSettings, draw: random.Random, found: Found) -> None:
+    def __init__(
+        self,
+        name: str,
+        folders: Folders,
+        settings: BaseSettings,
+        draw: random.Random,
+        found: Found,
+        after_launch: Callable[[], None],
+    ) -> None:
         self.name, self.folders, self.draw, self.found = name, folders, draw, found
+        self.after_launch = after_launch
         self.settings = replace(settings, run=name)
         self.run_dir = folders.runs / name
         self.has_begun = False
@@ -180,6 +189,7 @@ class Life:
         self.found.tried[kind] += 1
         codes = self.act(kind, job)
         self.judge(kind, codes, job)
+        self.after_launch()
 
     def act(self, kind: str, job: Job) -> list[int | None]:
         """The trouble itself; exit codes of all."""
@@ -264,11 +274,12 @@ def one_life(
     draw: random.Random,
     found: Found,
     reference: Callable[[int], Ending],
+    after_launch: Callable[[], None],
 ) -> None:
     """Live one life and compare its end."""
     mixed = draw.random() < 0.3
     fixed = draw.randint(1, 3)
-    life = Life(name, folders, settings, draw, found)
+    life = Life(name, folders, settings, draw, found, after_launch)
     kinds = kinds_for([1, 2, 3] if mixed else [fixed], draw.randint(4, 9), draw)
     for kind in kinds:
         size = draw.randint(2 if kind in NEED_OTHERS else 1, 3) if mixed else fixed
@@ -384,11 +395,14 @@ def soak(minutes: float, seed: int, root: Path) -> dict[str, Any]:
     # All endings are made before the samples count: keeping them is no leak.
     for size in (2, 3):
         reference(size)
-    while time.monotonic() - started_s < 60 * minutes:
-        one_life(f"life{number}", folders, settings, draw, found, reference)
-        number += 1
+
+    def sample() -> None:
         supervisor.take(os.getpid())
         long.sample()
+
+    while time.monotonic() - started_s < 60 * minutes:
+        one_life(f"life{number}", folders, settings, draw, found, reference, sample)
+        number += 1
         print(
             f"{(time.monotonic() - started_s) / 60:.1f} min: {number} lives, {found.launches} launches, "
             f"{sum(found.tried.values())} troubles, {len(found.problems)} problems",
