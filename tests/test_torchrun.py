@@ -118,10 +118,10 @@ def test_a_killed_rank_is_started_again_by_torchrun_and_the_run_goes_on_by_itsel
         [*launch, *train], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        end_s = time.monotonic() + 90
+        end_s = time.monotonic() + 150
         while not list(runs.glob("*/checkpoints/step_*")):
             assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < end_s, "no checkpoint after 90 s"
+            assert time.monotonic() < end_s, "no checkpoint after 150 s"
             time.sleep(0.05)
         [record] = runs.glob("*/run.json")
         assert len(list(runs.glob(".launch-*"))) == 1
