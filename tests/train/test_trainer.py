@@ -738,6 +738,29 @@ def test_saving_behind_the_steps_leaves_the_same_files_as_waiting_for_each(tmp_p
     assert all(row["bytes"] > 0 and row["write_s"] > 0 for row in saves)
 
 
+def test_a_best_score_whose_checkpoint_was_lost_is_best_no_longer(tmp_path, store, monkeypatch):
+    original = writing.save_file
+
+    def full(tensors, path):
+        if "step_00000002" in str(path):
+            raise OSError(28, "No space left on device")
+        original(tensors, path)
+
+    monkeypatch.setattr(writing, "save_file", full)
+    run = launch(tmp_path / "run", store, num_steps=5, every=2, keep=9, probes=[FallingProbe()])
+    end = run.fit()
+    # Scores rise, so step 2 would have stayed the best.
+    assert list_steps(tmp_path / "run" / "checkpoints") == [4, 5]
+    assert end.best_step == 4
+
+
+class FallingProbe(CountingProbe):
+    """Each score is worse than the one before."""
+
+    def measure(self, model: GPT, step: int) -> dict:
+        return {"val_bpb": 1.0 + step}
+
+
 # Spikes (R17)
 
 

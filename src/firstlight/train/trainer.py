@@ -145,6 +145,7 @@ class Trainer:
         self.last_loss_nats: float | None = None
         self._saved_step = 0
         self._checked_step = -1
+        self._lost_steps: set[int] = set()
         self._is_first_step = True
         self._save_problem: CheckpointError | None = None
 
@@ -165,12 +166,16 @@ class Trainer:
             with self.stop.watching(), _steady_garbage_collector() as collect:
                 return self._loop(state, collect)
         except KeyboardInterrupt:
+            self.saves.give_up()
             raise Interrupted(f"stopped at once; {self.where_saved()}", hint="go on with --resume") from None
 
     def _loop(self, state: TrainState, collect: Callable[[], None]) -> TrainState:
         while True:
             self.guards.beat("waiting for the other processes")
             self._report(self.saves.finished())
+            if state.best_step in self._lost_steps:
+                # The score stands in the metrics; the next one with a checkpoint is the best again.
+                state = replace(state, best_bpb=None, best_step=None)
             is_last = self.horizon.is_done(state.step)
             signal_name = self.stop.agreed()
             is_saved = signal_name or is_last or self._due(state.step, self.save_every)
@@ -353,6 +358,7 @@ class Trainer:
                 took = {"copy_s": outcome.copy_s, "waited_s": outcome.waited_s, "write_s": outcome.write_s}
                 self.sink.write("save", outcome.step, {**took, "bytes": outcome.num_bytes})
                 continue
+            self._lost_steps.add(outcome.step)
             if outcome.step == self._saved_step:
                 self._save_problem = outcome.error
             self.sink.warn(f"{outcome.error}\n  training goes on; {self.where_saved()}")
