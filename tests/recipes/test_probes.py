@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from firstlight.data.split import val_content_hash
 from firstlight.eval.bpb import evaluate_bpb
 from firstlight.eval.samples import default_prompts
@@ -12,10 +14,10 @@ from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
 from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
 
+ALONE = Runtime(device=torch.device("cpu"))
+
 
 def parts(tiny_corpus, tmp_path):
-    import torch
-
     data = prepare_data(
         str(tiny_corpus), val="last", tokenizer_path=None, vocab_size=300, cache_dir=tmp_path / "cache", num_workers=0, seed=1,
         packing="bestfit", seq_len=32, console=Console(),
@@ -59,15 +61,15 @@ def test_bpb_is_due_every_n_steps_but_the_end_is_the_recipes():
 
 
 def test_samples_are_due_every_n_steps_and_at_the_end_not_at_the_start():
-    probe = SampleProbe(None, ("a",), every=5, console=Console())
+    probe = SampleProbe(None, ("a",), every=5, console=Console(), runtime=ALONE)
     assert [step for step in range(12) if probe.due(step, is_last=step == 11)] == [5, 10, 11]
-    assert SampleProbe(None, ("a",), every=0, console=Console()).due(3, is_last=True)
+    assert SampleProbe(None, ("a",), every=0, console=Console(), runtime=ALONE).due(3, is_last=True)
 
 
 def test_samples_go_on_from_their_prompts_and_are_the_same_each_time(tiny_corpus, tmp_path):
     data, model, _, _ = parts(tiny_corpus, tmp_path)
     prompts = default_prompts("builtin")[:2]
-    probe = SampleProbe(data.tokenizer, prompts, every=1, console=Console(is_main=False))
+    probe = SampleProbe(data.tokenizer, prompts, every=1, console=Console(is_main=False), runtime=ALONE)
     first, again = probe.measure(model, 1), probe.measure(model, 1)
     assert [sample["prompt"] for sample in first["samples"]] == list(prompts)
     assert first == again

@@ -154,6 +154,11 @@ def weight_tensors(model: GPT) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def saved_weights(model: GPT) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, ...]]]:
+    """`weight_tensors` and `weight_shapes`: what a checkpoint needs of this process."""
+    return weight_tensors(model), weight_shapes(model)
+
+
 def weight_shapes(model: GPT) -> dict[str, tuple[int, ...]]:
     """Shape of every whole parameter, by name."""
     return {name: tuple(parameter.shape) for name, parameter in _held_parameters(model).items()}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from firstlight.errors import ConfigError
+from firstlight.model import sharding
 from firstlight.model.attention import choose_kernel
 from firstlight.model.fp8 import use_fp8
 from firstlight.model.gpt import GPT
@@ -40,13 +41,25 @@ class Parts:
 
 
 def assemble(
-    plan: Plan, runtime: Runtime, *, compiled: bool, seed: int, checkpoint_activations: bool, fp8: bool = False
+    plan: Plan,
+    runtime: Runtime,
+    *,
+    compiled: bool,
+    seed: int,
+    checkpoint_activations: bool,
+    fp8: bool = False,
+    shard_weights: bool = False,
 ) -> Parts:
     """Build model and optimizer; wrap the trunk in torch.compile (which compiles on first use).
 
     fp8: the blocks' matrices multiply in 8 bits in training mode. `check_fp8` says whether the device can.
+    shard_weights: each process keeps its rows of the weights only; with one process this changes nothing.
     """
-    model = build_gpt(plan.model, device=runtime.device, compute_dtype=runtime.compute_dtype, seed=seed)
+    is_sharded = shard_weights and runtime.world_size > 1
+    if is_sharded:
+        model = sharding.build_sharded_gpt(plan.model, runtime, compute_dtype=runtime.compute_dtype, seed=seed)
+    else:
+        model = build_gpt(plan.model, device=runtime.device, compute_dtype=runtime.compute_dtype, seed=seed)
     model.checkpoint_activations = checkpoint_activations
     _, why = choose_kernel(device_type=runtime.device.type, compute_dtype=runtime.compute_dtype, seq_len=plan.seq_len)
     notes = [why]
@@ -59,7 +72,11 @@ def assemble(
         matrix_lr=plan.matrix_lr,
     )
     scaler = LossScaler() if runtime.compute_dtype == torch.float16 else None
-    hidden = compiled_hidden(model) if compiled else model.hidden
+    hidden = compiled_hidden(model) if compiled and not is_sharded else model.hidden
+    if is_sharded:
+        notes.append(f"weights are cut into rows over {runtime.world_size} processes (FSDP2)")
+        if compiled:
+            sharding.compile_blocks(model)
     return Parts(model, MuonAdamW(groups, runtime), hidden, compiled, scaler, notes)
 
 
@@ -109,7 +126,6 @@ def measure_rates(parts: Parts, plan: Plan, runtime: Runtime) -> Rates:
     """Compile where that is due, and time a micro-batch of made-up ids. Gradients are dropped: nothing trained changes."""
     shape = (plan.device_batch_size, plan.seq_len)
     ids_BT = torch.arange(shape[0] * shape[1], device=runtime.device).remainder(plan.model.vocab_size).view(shape)
-    head_VD = parts.model.lm_head.weight
     options = {
         "softcap": plan.model.softcap,
         "compute_dtype": runtime.compute_dtype,
@@ -117,12 +133,12 @@ def measure_rates(parts: Parts, plan: Plan, runtime: Runtime) -> Rates:
     }
 
     def train() -> None:
-        summed_cross_entropy(parts.hidden(ids_BT), head_VD, ids_BT, **options).backward()
+        summed_cross_entropy(parts.hidden(ids_BT), parts.model.lm_head.weight, ids_BT, **options).backward()
         parts.optimizer.zero_grad()
 
     def score() -> None:
         with torch.no_grad():
-            token_losses(parts.hidden(ids_BT), head_VD, ids_BT, **options)
+            token_losses(parts.hidden(ids_BT), parts.model.lm_head.weight, ids_BT, **options)
 
     def best_of_three(run: Callable[[], None]) -> float:
         run()

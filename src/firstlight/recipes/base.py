@@ -5,23 +5,25 @@ settings -> plan -> text, tokenizer, tokens -> model, optimizer, loader -> Train
 
 from __future__ import annotations
 
-import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from firstlight.data.loader import Loader
-from firstlight.errors import CheckpointError, ConfigError, DataError, FirstlightError, Interrupted, TrainingStopped
+from firstlight.errors import CheckpointError, DataError, FirstlightError, Interrupted, TrainingStopped
 from firstlight.eval.samples import default_prompts
+from firstlight.model import sharding
+from firstlight.recipes import preflight, restart, resume
 from firstlight.recipes import record as records
-from firstlight.recipes import restart, resume
 from firstlight.recipes.assemble import Parts, assemble, choose_compile, measure_rates
+from firstlight.recipes.autobatch import find_device_batch
 from firstlight.recipes.launch_horizon import horizon_of_launch
-from firstlight.recipes.plans import horizon_of, plan_from_settings
+from firstlight.recipes.plans import horizon_of, plan_from_settings, with_vocabulary_of_tokenizer
 from firstlight.recipes.prepare import (
     PreparedData,
     check_amounts,
@@ -36,9 +38,8 @@ from firstlight.recipes.restore import restore_newest
 from firstlight.recipes.settings import BaseSettings
 from firstlight.recipes.sink import RunSink, open_sink
 from firstlight.runtime import environment, hardware
-from firstlight.runtime.console import Console, format_bytes, format_duration
+from firstlight.runtime.console import Console, format_duration
 from firstlight.runtime.context import Runtime, open_runtime
-from firstlight.tokens.bpe import Tokenizer
 from firstlight.train.guard import StopRequest, naming_lost_peers
 from firstlight.train.plan import Plan
 from firstlight.train.saving import SaveQueue
@@ -137,7 +138,10 @@ class _BaseRun:
         plan = self.make_plan()
         self.run_dir = self.make_run_dir()
         try:
-            self.check_disk(plan)
+            for sentence in preflight.check_machines(
+                plan, self.settings, self.runtime, run_dir=self.run_dir, cache_dir=environment.cache_dir()
+            ):
+                self.note(sentence)
             data = self.prepare(plan)
         except BaseException:
             if self.runtime.is_main and self.previous is None and not any(self.run_dir.iterdir()):
@@ -146,7 +150,9 @@ class _BaseRun:
         with data.store:
             self.start_record(plan, data)
             try:
-                return self.train(plan, data)
+                # Here too, so that the record says what the user is told.
+                with self.stop.at_once(self.where_stopped), naming_lost_peers(self.runtime, self.where_saved):
+                    return self.train(plan, data)
             except (Interrupted, TrainingStopped) as error:
                 self.close_record("stopped", f"ended: {error.what}")
                 raise
@@ -160,15 +166,7 @@ class _BaseRun:
     # Before step 0.
 
     def make_plan(self) -> Plan:
-        settings = self.settings
-        if settings.tokenizer is not None:
-            found = Tokenizer.load(settings.tokenizer).vocab_size
-            if settings.vocab_size not in (None, found):
-                raise ConfigError(
-                    f"--vocab-size {settings.vocab_size}: {settings.tokenizer} has {found} ids",
-                    hint="leave --vocab-size away, or give another --tokenizer",
-                )
-            settings = replace(settings, vocab_size=found)
+        settings = with_vocabulary_of_tokenizer(self.settings)
         if self.previous is not None:
             settings = resume.keep_planned(settings, self.previous, world_size=self.runtime.world_size)
         plan = plan_from_settings(settings, runtime=self.runtime)
@@ -181,23 +179,12 @@ class _BaseRun:
             return self.runs_dir / self.previous.name
         name = ""
         if self.runtime.is_main:
-            data = Path(self.settings.data).resolve().stem.split(":")[0] or "data"
-            safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in data)
-            name = records.new_run_dir(self.runs_dir, self.settings.run, prefix=f"d{self.settings.depth}-{safe}").name
+            prefix = records.name_prefix(self.settings.depth, self.settings.data)
+            name = records.new_run_dir(self.runs_dir, self.settings.run, prefix=prefix).name
             restart.remember_run(self.runs_dir, name)
         run_dir = self.runs_dir / self.runtime.broadcast_text(name)
         self.console.say(f"run {run_dir}")
         return run_dir
-
-    def check_disk(self, plan: Plan) -> None:
-        needed = plan.checkpoint_bytes * (self.settings.keep + 2)
-        free = shutil.disk_usage(self.run_dir).free
-        if needed > free:
-            raise ConfigError(
-                f"checkpoints need {format_bytes(needed)} ({self.settings.keep} kept, the best, and one being written), "
-                f"and {self.run_dir} has {format_bytes(free)} free",
-                hint="free some space, use --keep 1, or set FIRSTLIGHT_RUNS to a folder on a larger disk",
-            )
 
     def prepare(self, plan: Plan) -> PreparedData:
         """Open the data. Several processes share the work of tokenising it, and none waits past a timeout."""
@@ -232,6 +219,9 @@ class _BaseRun:
                 hint="remove the run's folder and start it again, or give the right --tokenizer",
             )
         check_amounts(data, seq_len=plan.seq_len)
+        options = {"packing": self.settings.packing, "seed": self.settings.seed}
+        for sentence in preflight.check_text(plan, data, self.runtime, **options):
+            self.note(sentence)
         if self.previous is not None:
             resume.check_identity(
                 self.previous, data=self.settings.data, data_hash=data.store.data_hash,
@@ -303,10 +293,14 @@ class _BaseRun:
         settings, runtime, console = self.settings, self.runtime, self.console
         parts = assemble(
             plan, runtime, compiled=self.record.config["compiled"], seed=settings.seed,
-            checkpoint_activations=settings.activation_checkpointing, fp8=settings.fp8,
+            checkpoint_activations=settings.activation_checkpointing, fp8=settings.fp8, shard_weights=settings.shard_weights,
         )  # fmt: skip
+        is_sharded = sharding.is_sharded(parts.model)
         for sentence in parts.notes:
             self.note(sentence)
+        if settings.device_batch_size == "auto":
+            plan, found = find_device_batch(parts, plan, runtime)
+            self.note(found)
         peak = hardware.device_peak(runtime.device, runtime.compute_dtype)
         saves = self.saves = SaveQueue(
             self.run_dir / "checkpoints", keep=settings.keep, channel=runtime.background,
@@ -314,8 +308,7 @@ class _BaseRun:
         )  # fmt: skip
         spike = SpikeGuard() if settings.spike != "off" else None
 
-        def restore() -> TrainState | None:
-            return self.restore(parts, saves, spike)
+        restore = partial(self.restore, parts, saves, spike)
 
         start = (restore() if self.previous is not None else None) or TrainState()
         if self.previous is not None and start.step == 0:
@@ -328,7 +321,7 @@ class _BaseRun:
         validation = Validation(
             data.store, data.val, data.tokenizer, seq_len=plan.seq_len, batch_rows=plan.device_batch_size,
             runtime=runtime, console=console, hidden=parts.hidden, compiled=parts.compiled,
-            beat=watchdog.beat, should_stop=lambda: self.stop.requested,
+            beat=watchdog.beat, should_stop=lambda: self.stop.requested, forward_is_collective=is_sharded,
         )  # fmt: skip
         rates = None
         if parts.compiled or plan.num_steps is None:
@@ -365,14 +358,12 @@ class _BaseRun:
             probes: list[Probe] = [
                 BpbProbe(
                     validation, every=plan.eval_every, max_documents=settings.eval_documents or None, console=console
-                )
-            ]
-            if runtime.is_main:
-                probes.append(
-                    SampleProbe(
-                        data.tokenizer, default_prompts(settings.data), every=plan.sample_every, console=console
-                    )
-                )
+                ),
+                SampleProbe(
+                    data.tokenizer, default_prompts(settings.data), every=plan.sample_every, console=console,
+                    runtime=runtime, in_lockstep=is_sharded, beat=watchdog.beat,
+                ),
+            ]  # fmt: skip
             trainer = Trainer(
                 parts.model, parts.optimizer, loader, runtime, horizon,
                 num_micro_batches=plan.num_micro_batches, num_step_tokens=plan.total_batch_size,
@@ -382,9 +373,9 @@ class _BaseRun:
                 guards=Guards(
                     nonfinite_limit=settings.nonfinite_limit, spike=spike,
                     on_spike="rollback" if settings.spike == "rollback" else "skip",
-                    check_replicas_every=settings.check_replicas_every, beat=watchdog.beat,
+                    check_replicas_every=0 if is_sharded else settings.check_replicas_every, beat=watchdog.beat,
                 ),
-                stop=self.stop, restore=restore,
+                stop=self.stop, restore=restore, weights=partial(sharding.saved_weights, parts.model) if is_sharded else None,
             )  # fmt: skip
             if settings.profile and runtime.is_main:
                 stack.enter_context(profiled(trainer, self.run_dir / "profile", console=console))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from firstlight.errors import Problems
+from dataclasses import replace
+
+from firstlight.errors import ConfigError, Problems
 from firstlight.model.attention import choose_kernel
 from firstlight.model.fp8 import check_fp8
 from firstlight.recipes.settings import HORIZONS, BaseSettings, flag
 from firstlight.runtime import environment, precision
 from firstlight.runtime.context import Runtime, choose_device
+from firstlight.tokens.bpe import Tokenizer
 from firstlight.train.dial import depth_for, seq_len_for
 from firstlight.train.plan import Horizon, Plan, make_plan
 
@@ -91,3 +94,16 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
             seq_len=settings.max_seq_len or seq_len_for(settings.depth),
         )[0],
     )
+
+
+def with_vocabulary_of_tokenizer(settings: BaseSettings) -> BaseSettings:
+    """Settings with the vocabulary of the tokenizer that was given, if any. Raises ConfigError where both are given and differ."""
+    if settings.tokenizer is None:
+        return settings
+    found = Tokenizer.load(settings.tokenizer).vocab_size
+    if settings.vocab_size not in (None, found):
+        raise ConfigError(
+            f"--vocab-size {settings.vocab_size}: {settings.tokenizer} has {found} ids",
+            hint="leave --vocab-size away, or give another --tokenizer",
+        )
+    return replace(settings, vocab_size=found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from firstlight.data.split import ValSpec, iter_documents, val_content_hash
 from firstlight.data.store import TokenStore
 from firstlight.eval.bpb import BpbResult, evaluate_bpb
-from firstlight.eval.samples import Sample, sample_prompts
+from firstlight.eval.samples import sample_prompts
 from firstlight.model.gpt import GPT
 from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
@@ -41,8 +42,10 @@ class Validation:
         compiled: bool,
         beat: Callable[[str], None] = lambda phase: None,
         should_stop: Callable[[], bool] | None = None,
+        forward_is_collective: bool = False,
     ) -> None:
-        """beat: told of progress; see `Watchdog.beat`. should_stop: looked at between batches, as in `evaluate_bpb`."""
+        """beat: told of progress; see `Watchdog.beat`. should_stop, forward_is_collective: as in `evaluate_bpb`."""
+        self._forward_is_collective = forward_is_collective
         self._beat, self._should_stop = beat, should_stop
         self._store, self._val, self._tokenizer = store, val, tokenizer
         self._token_bytes = tokenizer.token_bytes()
@@ -94,6 +97,7 @@ class Validation:
                 compiled_loss=self._compiled,
                 progress=show,
                 should_stop=self._should_stop,
+                forward_is_collective=self._forward_is_collective,
             )
 
     def facts(self, result: BpbResult) -> dict[str, Any]:
@@ -125,9 +129,21 @@ class SampleProbe:
 
     name = "sample"
 
-    def __init__(self, tokenizer: Tokenizer, prompts: Sequence[str], *, every: int, console: Console) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        *,
+        every: int,
+        console: Console,
+        runtime: Runtime,
+        in_lockstep: bool = False,
+        beat: Callable[[str], None] = lambda phase: None,
+    ) -> None:
+        """in_lockstep: all ranks continue all prompts, because each forward pass needs all of them (sharded weights)."""
         self._tokenizer, self._prompts = tokenizer, prompts
         self._every, self._console = every, console
+        self._runtime, self._in_lockstep, self._beat = runtime, in_lockstep, beat
 
     def due(self, step: int, is_last: bool) -> bool:
         return is_last or (self._every > 0 and step > 0 and step % self._every == 0)
@@ -135,11 +151,36 @@ class SampleProbe:
     def measure(self, model: GPT, step: int) -> dict[str, Any]:
         samples = self.samples(model)
         for sample in samples[:NUM_SHOWN]:
-            text = " ".join(f"{sample.prompt}{sample.text}".split())
+            text = " ".join(f"{sample['prompt']}{sample['completion']}".split())
             self._console.say(f"step {step:05d} | sample: {text[:SHOWN_CHARACTERS]}")
-        return {"samples": [{"prompt": s.prompt, "completion": s.text} for s in samples]}
+        return {"samples": samples}
 
-    def samples(self, model: GPT) -> list[Sample]:
-        return sample_prompts(
-            model, self._tokenizer, self._prompts, max_new_tokens=48, temperature=0.8, top_k=50, seed=1337
-        )
+    def samples(self, model: GPT) -> list[dict[str, str]]:
+        """What the model says to each prompt, the same for any number of ranks: each continues its share of the prompts.
+
+        A collective call. Raises on every rank what went wrong on any.
+        """
+        rank, world_size = self._runtime.rank, self._runtime.world_size
+        mine: dict[str, Any] = {}
+        problem: Exception | None = None
+        try:
+            for index, prompt in enumerate(self._prompts):
+                if not self._in_lockstep and index % world_size != rank:
+                    continue
+                self._beat(f"sampling, prompt {index + 1} of {len(self._prompts)}")
+                # A seed for each prompt: the text must not depend on who makes it.
+                sample = sample_prompts(
+                    model, self._tokenizer, [prompt], max_new_tokens=48, temperature=0.8, top_k=50, seed=1337 + index
+                )[0]
+                mine[str(index)] = {"prompt": sample.prompt, "completion": sample.text}
+        except Exception as error:
+            problem = error
+            mine = {"problem": f"rank {rank}: {type(error).__name__}: {error}"}
+        gathered = [json.loads(text) for text in self._runtime.control.gather_texts(json.dumps(mine))]
+        if problem is not None:
+            raise problem
+        problems = [found["problem"] for found in gathered if "problem" in found]
+        if problems:
+            raise RuntimeError(problems[0])
+        by_index = {int(index): sample for found in gathered for index, sample in found.items()}
+        return [by_index[index] for index in sorted(by_index)]

@@ -189,6 +189,16 @@ def find_run(name: str, runs_dir: Path) -> Path:
     raise ConfigError(f"no run {name!r} in {runs_dir}", hint=hint)
 
 
+def name_prefix(depth: int, data: str) -> str:
+    """How the name of a run begins that was not given one.
+
+    >>> name_prefix(4, "my texts/wiki.en.jsonl")
+    'd4-wiki.en'
+    """
+    stem = Path(data).resolve().stem.split(":")[0] or "data"
+    return f"d{depth}-" + "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem)
+
+
 def new_run_dir(runs_dir: Path, name: str | None, *, prefix: str = "run") -> Path:
     """Make the folder of a new run: of the given name, or the first free one of ``prefix-1``, ``prefix-2``, ...
 

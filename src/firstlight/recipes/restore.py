@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from firstlight.model import sharding
 from firstlight.recipes.assemble import Parts
 from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
@@ -40,7 +41,10 @@ def restore_newest(
     path = directory / name
     # Rank 0 has read every byte of it just now.
     loaded = load_checkpoint(path, verified=True)
-    load_into(parts.model.state_dict(), loaded.model, what=str(path))
+    if sharding.is_sharded(parts.model):
+        sharding.load_pieces(parts.model, loaded.model)
+    else:
+        load_into(parts.model.state_dict(), loaded.model, what=str(path))
     parts.optimizer.load_state_tensors(loaded.optimizer)
     parts.optimizer.num_updates = int(loaded.state["num_updates"])
     if parts.scaler is not None and loaded.state["scaler"] is not None:

@@ -27,10 +27,6 @@ from typing import Any
 
 from firstlight.errors import CheckpointError
 
-SPIKE_POLICIES = ("off", "skip", "rollback")
-"""off: every finite loss is trained on. skip: the update of a spike is not made. rollback: training goes back to the newest
-good checkpoint, and on with the data after the spike."""
-
 MAD_TO_SIGMA = 1.4826
 """1 / the 0.75 quantile of the standard normal distribution."""
 

@@ -293,6 +293,7 @@ class Trainer:
                 f"the loss has spiked again after {state.num_rollbacks} rollbacks, the last time at step {state.step - 1}",
                 hint=f"{self.where_saved()}. Lower the rates, look at the documents named in metrics.jsonl, or use --spike skip",
             )
+        self.guards.beat("going back to a checkpoint")
         restored = self.restore() if self.restore else None
         if restored is None:
             self.sink.warn(f"step {state.step - 1}: there is no checkpoint to go back to yet; the update is left out")
