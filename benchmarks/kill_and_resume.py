@@ -115,6 +115,7 @@ class Job:
         self.outputs = [folders.runs / f"{settings.run}-rank{rank}.out" for rank in range(world_size)]
         self.processes: list[Any] = []
         for rank, output in enumerate(self.outputs):
+            output.unlink(missing_ok=True)
             process = context.Process(
                 target=_rank, args=(rank, world_size, port, folders, settings, given, output), daemon=True
             )

@@ -171,10 +171,11 @@ class Life:
                 self.found.tried[kind] += 1
             return
         job = self.launch(world_size, hang_timeout=HANG_TIMEOUT_S if kind == "hang of one" else 120.0)
-        # Sometimes before the first step; else a few steps on.
+        # Sometimes before the first step, when the processes have met; else a few steps on. Until they have met, and for a hang
+        # until the first step, it is torchrun that ends the others, or a timeout of half an hour.
         target = newest_step(self.run_dir) + self.draw.randint(0, 4)
-        # (A hang is watched for from the first step on; while preparing, the timeouts of the collectives end it, much later.)
         if self.draw.random() < 0.1 and kind != "hang of one":
+            job.wait_until(lambda: "dtype" in job.said(10**6))
             time.sleep(self.draw.random())
         else:
             job.wait_until(lambda: num_steps_done(self.run_dir) > target)
