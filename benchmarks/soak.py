@@ -6,7 +6,7 @@
 A **life** is one run of a tiny model to its end, with trouble on the way (KINDS) and a resume after each, at random intervals
 of saving. Most lives keep their number of processes, 1 to 3, and must end bit-equal to a run on as many that was left alone:
 every weight, every number of the optimizer, every loss. In the others the number changes from launch to launch, and the order of sums
-with it: losses must agree to 1e-5 and weights to 1e-5 of their norm.
+with it: losses must agree to 1e-5 nats and weights to 1e-4 of their norm.
 
 Beside the lives one job on two processes trains from the first minute to the last without trouble, with a checkpoint and a score
 every few steps. Its memory and open files are sampled, as are this program's own: both must stay flat.
@@ -66,7 +66,10 @@ KINDS = {
 BETWEEN_LAUNCHES = ("flipped bit", "cut file", "lost manifest", "half a save")
 NEED_OTHERS = ("kill one", "hang of one")
 SIGNALS = ("SIGTERM to one", "SIGINT to one", "SIGTERM to all, twice")
-CLOSE = 1e-5
+CLOSE_NATS = 1e-5
+CLOSE_WEIGHTS = 1e-4
+"""Of their norm. After 20 steps it is 1e-5 (tests/resilience); the difference grows with the steps, and there are 60 here."""
+NUM_STEPS = 60
 GIVEN = frozenset({"run", "resume", "save_every", "hang_timeout"})
 HANG_TIMEOUT_S = 6.0
 END_WITHIN_S = 60.0
@@ -294,7 +297,7 @@ def one_life(
         weights, loss = reference(1).distance(ending)
         found.largest_weight_distance = max(found.largest_weight_distance, weights)
         found.largest_loss_distance = max(found.largest_loss_distance, loss)
-        if max(weights, loss) > CLOSE:
+        if weights > CLOSE_WEIGHTS or loss > CLOSE_NATS:
             found.problem(f"{name}: weights are {weights:.2g} and losses {loss:.2g} away, after {kinds}")
     elif wrong := reference(fixed).differences(ending):
         found.problem(f"{name} on {fixed}: {wrong[:3]}, after {kinds}")
@@ -380,7 +383,7 @@ def soak(minutes: float, seed: int, root: Path) -> dict[str, Any]:
     found = Found()
     folders = Folders(cache=root / "cache", runs=root / "runs")
     folders.runs.mkdir(parents=True)
-    settings = tiny(made_up_texts(root / "texts"))
+    settings = replace(tiny(made_up_texts(root / "texts")), num_iterations=NUM_STEPS)
     made: dict[int, Ending] = {}
 
     def reference(world_size: int) -> Ending:
