@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from firstlight.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingStopped
-from firstlight.recipes import base
+from firstlight.recipes import base, preflight
 from firstlight.recipes.settings import BaseSettings
 from firstlight.runtime.metrics import read_metrics
 from firstlight.train import trainer as trainer_module
@@ -312,6 +312,6 @@ def test_disk_too_small_for_the_checkpoints_is_refused_before_step_0(tiny, monke
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(base.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
     with pytest.raises(ConfigError, match="checkpoints need"):
         base.train_base(replace(tiny, run="x"))

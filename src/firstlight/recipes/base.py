@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from firstlight.data.loader import Loader
-from firstlight.errors import CheckpointError, DataError, FirstlightError, Interrupted, TrainingStopped
+from firstlight.errors import DataError, FirstlightError, Interrupted, TrainingStopped
 from firstlight.eval.samples import default_prompts
 from firstlight.model import sharding
 from firstlight.recipes import preflight, restart, resume
 from firstlight.recipes import record as records
 from firstlight.recipes.assemble import Parts, assemble, choose_compile, measure_rates
 from firstlight.recipes.autobatch import find_device_batch
+from firstlight.recipes.keeping import RecordKeeper
 from firstlight.recipes.launch_horizon import horizon_of_launch
 from firstlight.recipes.plans import horizon_of, plan_from_settings, with_vocabulary_of_tokenizer
 from firstlight.recipes.prepare import (
@@ -33,7 +34,6 @@ from firstlight.recipes.prepare import (
 )
 from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
 from firstlight.recipes.profiling import profiled
-from firstlight.recipes.report import write_report
 from firstlight.recipes.restore import restore_newest
 from firstlight.recipes.settings import BaseSettings
 from firstlight.recipes.sink import RunSink, open_sink
@@ -88,6 +88,8 @@ def train_base(settings: BaseSettings, *, given: frozenset[str] = frozenset()) -
         stop = run.stop
         with stop.watching(), stop.at_once(run.where_stopped), naming_lost_peers(runtime, run.where_saved):
             record = run.run()
+        # All have come to the end: a rank that failed now would have to find the run again.
+        runtime.control.barrier()
         if runtime.is_main:
             restart.forget_run(runs_dir)
         return record
@@ -112,17 +114,12 @@ class _BaseRun:
         self.console = console
         self.previous = previous
         self.started_s = started_s
-        self.notes: list[str] = []
+        self.keeper = RecordKeeper(runtime, console)
+        self.note = self.keeper.note
         self.rng: dict[str, torch.Tensor] = {}
         self.stop = StopRequest(runtime, report=console.warn)
         self.saves: SaveQueue | None = None
         self.phase = "while preparing"
-
-    def note(self, sentence: str) -> None:
-        """A choice or fallback and its reason: said once, and kept in the run's record."""
-        if sentence not in self.notes:
-            self.notes.append(sentence)
-            self.console.say(sentence)
 
     def where_stopped(self) -> str:
         """What a signal outside the training steps has interrupted, and what is left, in words."""
@@ -154,13 +151,13 @@ class _BaseRun:
                 with self.stop.at_once(self.where_stopped), naming_lost_peers(self.runtime, self.where_saved):
                     return self.train(plan, data)
             except (Interrupted, TrainingStopped) as error:
-                self.close_record("stopped", f"ended: {error.what}")
+                self.keeper.close("stopped", f"ended: {error.what}")
                 raise
             except FirstlightError as error:
-                self.close_record("failed", f"ended: {error.what}")
+                self.keeper.close("failed", f"ended: {error.what}")
                 raise
             except BaseException as error:
-                self.close_record("failed", f"ended: {type(error).__name__}: {error}")
+                self.keeper.close("failed", f"ended: {type(error).__name__}: {error}")
                 raise
 
     # Before step 0.
@@ -170,9 +167,17 @@ class _BaseRun:
         if self.previous is not None:
             settings = resume.keep_planned(settings, self.previous, world_size=self.runtime.world_size)
         plan = plan_from_settings(settings, runtime=self.runtime)
-        self.console.table(["what", "value", "why"], [[line.name, line.value, line.reason] for line in plan.lines])
-        self.console.say()
+        self.batch_by_trial = settings.device_batch_size == "auto"
+        self.show_plan(plan)
         return plan
+
+    def show_plan(self, plan: Plan) -> None:
+        room = preflight.disk_room(self.runs_dir / (self.settings.run or "")) if self.runtime.is_main else 0
+        disk = preflight.disk_line(plan, keep=self.settings.keep, world_size=self.runtime.world_size, room_bytes=room)
+        self.console.table(
+            ["what", "value", "why"], [[line.name, line.value, line.reason] for line in (*plan.lines, disk)]
+        )
+        self.console.say()
 
     def make_run_dir(self) -> Path:
         if self.previous is not None:
@@ -257,50 +262,24 @@ class _BaseRun:
             "git_commit": environment.git_commit(),
             "versions": environment.versions(),
         }
-        if self.previous is None:
-            self.record = records.new_record(self.run_dir.name, **facts)
-        else:
-            self.record = records.updated(self.previous, **facts)
-            self.notes = list(dict.fromkeys((*self.previous.notes, *self.notes)))
+        # Before the tokenizer's file: a folder that holds anything but a record is refused by the next attempt.
+        self.keeper.open(self.run_dir, self.previous, **facts)
         if self.runtime.is_main and not (self.run_dir / "tokenizer.json").exists():
             data.tokenizer.save(self.run_dir / "tokenizer.json")
-        self.save_record()
-
-    def save_record(self, **changes: Any) -> None:
-        self.record = records.updated(self.record, notes=tuple(self.notes), **changes)
-        if not self.runtime.is_main:
-            return
-        try:
-            records.write_run(self.run_dir, self.record)
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.run_dir / records.RECORD_FILE} could not be written: {error.strerror or error}",
-                hint="make room or allow writing there; checkpoints that were saved stay good, go on with --resume",
-            ) from error
-
-    def close_record(self, status: str, sentence: str) -> None:
-        """Note how the run ended; what goes wrong here must not hide the error that ended it."""
-        self.notes.append(sentence)
-        try:
-            self.save_record(status=status)
-        except CheckpointError as error:
-            self.console.warn(str(error))
-        self.write_report()
 
     # Training.
 
     def train(self, plan: Plan, data: PreparedData) -> records.RunRecord:
         settings, runtime, console = self.settings, self.runtime, self.console
         parts = assemble(
-            plan, runtime, compiled=self.record.config["compiled"], seed=settings.seed,
+            plan, runtime, compiled=self.keeper.record.config["compiled"], seed=settings.seed,
             checkpoint_activations=settings.activation_checkpointing, fp8=settings.fp8, shard_weights=settings.shard_weights,
         )  # fmt: skip
         is_sharded = sharding.is_sharded(parts.model)
         for sentence in parts.notes:
             self.note(sentence)
-        if settings.device_batch_size == "auto":
-            plan, found = find_device_batch(parts, plan, runtime)
-            self.note(found)
+        if self.batch_by_trial:
+            plan = self.find_batch(plan, parts)
         peak = hardware.device_peak(runtime.device, runtime.compute_dtype)
         saves = self.saves = SaveQueue(
             self.run_dir / "checkpoints", keep=settings.keep, channel=runtime.background,
@@ -337,12 +316,12 @@ class _BaseRun:
         )  # fmt: skip
         for sentence in notes:
             self.note(sentence)
-        self.save_record()
+        self.keeper.save()
         with ExitStack() as stack:
             sink = stack.enter_context(
                 open_sink(
                     self.run_dir, plan, horizon, console=console, runtime=runtime, peak_flops_per_s=peak.flops_per_s,
-                    tracker=settings.tracker, config=self.record.config, rewind_to=start.step,
+                    tracker=settings.tracker, config=self.keeper.record.config, rewind_to=start.step,
                     log_every=settings.log_every,
                 )
             )  # fmt: skip
@@ -389,9 +368,18 @@ class _BaseRun:
             for sentence in store_notes(data.store):
                 self.note(sentence)
             self.finish(parts, validation, sink, end, loss_nats=trainer.last_loss_nats, max_tokens=final_tokens)
-        self.write_report()
+        self.keeper.write_report()
         self.say_where()
-        return self.record
+        return self.keeper.record
+
+    def find_batch(self, plan: Plan, parts: Parts) -> Plan:
+        """The plan with the largest micro-batch that fits, also in the record: a resumed run keeps it."""
+        plan, found = find_device_batch(parts, plan, self.runtime)
+        self.note(found)
+        config = self.keeper.record.config
+        changed = {"device_batch_size": plan.device_batch_size, "num_micro_batches": plan.num_micro_batches}
+        self.keeper.save(config={**config, "plan": {**config["plan"], **changed}})
+        return plan
 
     def restore(self, parts: Parts, saves: SaveQueue, spike: SpikeGuard | None) -> TrainState | None:
         """State of the newest good checkpoint, with all else of it loaded; None where there is none."""
@@ -429,22 +417,13 @@ class _BaseRun:
             "peak_rss_bytes": hardware.peak_rss_bytes(),
         }
         cost = {
-            "elapsed_s": self.record.cost.get("elapsed_s", 0.0) + time.monotonic() - self.started_s,
+            "elapsed_s": self.keeper.record.cost.get("elapsed_s", 0.0) + time.monotonic() - self.started_s,
             "train_s": end.elapsed_s,
             "final_eval_s": result.elapsed_s,
         }
-        self.save_record(status="done", val_hash=validation.content_hash, final=final, cost=cost)
-
-    def write_report(self) -> None:
-        """Write report.html; a report that fails never loses a run."""
-        if not self.runtime.is_main:
-            return
-        try:
-            write_report(self.run_dir)
-        except Exception as error:
-            self.console.warn(f"the report could not be written: {type(error).__name__}: {error}")
+        self.keeper.save(status="done", val_hash=validation.content_hash, final=final, cost=cost)
 
     def say_where(self) -> None:
-        name, took = self.record.name, format_duration(time.monotonic() - self.started_s)
+        name, took = self.keeper.record.name, format_duration(time.monotonic() - self.started_s)
         self.console.say(f"done in {took}: {self.run_dir / 'report.html'} and {self.run_dir / 'samples.md'}")
         self.console.say(f'try: firstlight sample {name} -p "The"')

@@ -40,7 +40,8 @@ def device_memory_bytes(runtime: Runtime) -> int | None:
 
         return torch.cuda.get_device_properties(runtime.device).total_memory
     total = environment.total_memory_bytes()
-    return total // runtime.world_size if total else None
+    on_this_machine = max(1, runtime.world_size * environment.local_world_size() // environment.world_size())
+    return total // on_this_machine if total else None
 
 
 def depth_for_minutes(minutes: float) -> int:
@@ -61,7 +62,13 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
     """
     if settings.fp8:
         check_fp8(runtime.device, runtime.compute_dtype)
-    rate = EXPECTED_MFU * precision.expected_flops_per_s(runtime.device, runtime.compute_dtype)
+    # All ranks must make the same plan; the slowest and the smallest of them decides.
+    rate = -runtime.control.largest(
+        -EXPECTED_MFU * precision.expected_flops_per_s(runtime.device, runtime.compute_dtype)
+    )
+    memory_bytes = device_memory_bytes(runtime)
+    if memory_bytes is not None:
+        memory_bytes = int(-runtime.control.largest(-float(memory_bytes)))
     return make_plan(
         settings.depth,
         horizon=horizon_of(settings),
@@ -85,7 +92,7 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
         save_every=settings.save_every,
         world_size=world_size or runtime.world_size,
         flops_per_s=rate,
-        memory_bytes=device_memory_bytes(runtime),
+        memory_bytes=memory_bytes,
         compute_bytes=runtime.compute_dtype.itemsize,
         checkpoint_activations=settings.activation_checkpointing,
         attention_kernel=choose_kernel(

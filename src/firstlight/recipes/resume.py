@@ -69,7 +69,7 @@ def keep_planned(settings: BaseSettings, previous: records.RunRecord, *, world_s
     kept = {name: saved[name] for name in PLANNED if name in saved}
     if world_size == previous.world_size:
         for name in PLANNED_FOR_MACHINE:
-            if getattr(settings, name) is None and name in saved:
+            if getattr(settings, name) in (None, "auto") and name in saved:
                 kept[name] = saved[name]
     return replace(settings, **kept, vocab_size=previous.config["model"]["vocab_size"])
 
