@@ -112,9 +112,24 @@ def in_shards(runtime, config, saved):
     again.steps(SAVED_STEP, NUM_STEPS)
     return {
             "start": start, "held_bytes": held_bytes, "after_three": after_three, "end": run.saved(), "bpb": bpb,
+        "end_bpb": score(run.model, runtime), "bpb_after_error": score_after_a_pass_cut_short(run.model, runtime),
             "losses": run.losses, "norms": run.norms, "again": again.saved(), "again_losses": again.losses,
             "shapes": (sharding.weight_shapes(run.model), run.optimizer.state_shapes()),
     }  # fmt: skip
+
+
+def score_after_a_pass_cut_short(model, runtime):
+    """The score after an error in the second block, at the same point on all ranks."""
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    hook = model.transformer.h[1].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        score(model, runtime)
+    hook.remove()
+    sharding.drop_pass(model)
+    return score(model, runtime)
 
 
 def joined(parts, shapes):
@@ -153,6 +168,7 @@ def test_training_scoring_and_saving_in_shards_are_those_of_one_process(world_si
         assert one["norms"] == pytest.approx(oracle.norms, rel=1e-4)
         assert one["again_losses"] == pytest.approx(oracle.losses[SAVED_STEP:], abs=1e-5)
         assert one["bpb"] == pytest.approx(bpb, abs=1e-5)
+        assert one["bpb_after_error"] == one["end_bpb"]
         assert one["held_bytes"] < 1.1 * num_bytes / world_size
         for name, whole in build_gpt(config, seed=SEED).named_parameters():
             rows = whole.detach().chunk(world_size)
