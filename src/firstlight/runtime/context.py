@@ -15,11 +15,14 @@ import torch
 import torch.distributed as dist
 
 from firstlight.errors import ConfigError
-from firstlight.runtime import environment
+from firstlight.runtime import environment, meeting
 from firstlight.runtime.channel import Channel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {v: k for k, v in DTYPES.items()}
+
+MEETING_TIMEOUT_S = 300.0
+"""Processes are started together; a machine may still be loading torch from a slow disk."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,10 @@ def open_runtime(
     if world_size > 1:
         backend = "nccl" if chosen_device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEETING_TIMEOUT_S)))
+        word = meeting.meet(store, rank=rank, world_size=world_size, timeout_s=MEETING_TIMEOUT_S)
+        store = dist.PrefixStore(word, store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         for_words = [dist.new_group(backend="gloo", timeout=timeout) for _ in range(2)]
         # Ranks must agree on the dtype even if their probes did not.
         choice = torch.tensor([list(DTYPES.values()).index(compute_dtype)], device=chosen_device)
