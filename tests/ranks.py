@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-PRELOADED = ["torch", "torch.distributed", "firstlight.recipes.base"]
+PRELOADED = ["torch", "torch.distributed", "torch.distributed.fsdp", "torch._dynamo", "firstlight.recipes.base"]
 
 
 def server() -> Any:

@@ -11,10 +11,13 @@ import itertools
 
 import pytest
 import torch
+from ranks import run_ranks
 
 from firstlight.errors import ConfigError
 from firstlight.infer.engine import decoding_copy, generate
+from firstlight.model import sharding
 from firstlight.model.gpt import GPT, GPTConfig
+from firstlight.model.init import build_gpt
 
 CONFIG = GPTConfig(vocab_size=97, n_layer=2, n_head=4, n_kv_head=2, n_embd=64, max_seq_len=24)
 PROMPT = [5, 90, 0, 33]
@@ -203,3 +206,39 @@ def test_abandoned_generation_leaves_gradients_on() -> None:
     next(generation)
     del generation
     assert torch.is_grad_enabled()
+
+
+SHARDED = GPTConfig(
+    vocab_size=101, n_layer=3, n_embd=64, n_head=4, n_kv_head=2, max_seq_len=32, value_embed_every=2, residual_scales=True,
+    smear=True, backout=True,
+)  # fmt: skip
+
+
+def weights_of(model):
+    draw = torch.Generator().manual_seed(4)
+    return {name: 0.2 * torch.randn(p.shape, generator=draw) for name, p in model.named_parameters()}
+
+
+def ten_tokens(model, stop_ids):
+    found = generate(
+        model, [5, 6, 7], max_new_tokens=10, temperature=0.8, top_k=50, seed=3, num_samples=2, stop_ids=stop_ids
+    )
+    return list(found), found.finish_reasons
+
+
+def in_shards(runtime, stop_ids):
+    model = sharding.build_sharded_gpt(SHARDED, runtime, seed=1)
+    sharding.load_pieces(model, weights_of(build_gpt(SHARDED, seed=1)))
+    return ten_tokens(model.eval(), stop_ids)
+
+
+def test_sharded_weights_give_the_ids_of_whole_ones_and_every_rank_makes_as_many_steps():
+    model = build_gpt(SHARDED, seed=1)
+    sharding.load_pieces(model, weights_of(model))
+    unstopped, _ = ten_tokens(model.eval(), ())
+    stop_ids = (unstopped[3][0],)
+    ids, reasons = ten_tokens(model, stop_ids)
+    for sharded_ids, sharded_reasons in run_ranks(in_shards, 2, stop_ids):
+        assert len(sharded_ids) == 10, "not fewer than any other rank could need"
+        assert sharded_ids[: len(ids)] == ids
+        assert sharded_reasons == reasons

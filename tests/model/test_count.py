@@ -158,3 +158,17 @@ def test_numbers_on_the_models_page_are_those_of_the_code() -> None:
     missing = [text for text in (f"{n:,}" for n in exact) if f" {text} " not in page.replace("**", "")]
     missing += [text for text in (f"{n / 2**20:.0f} MiB" for n in mebibytes) if f" {text}" not in page]
     assert missing == []
+
+
+def test_fixed_bytes_of_training_by_hand() -> None:
+    config = GPTConfig(vocab_size=100, n_layer=2, n_head=1, n_kv_head=1, n_embd=8, max_seq_len=16)
+    # Embedding and head of 100 x 8; four matrices of 8 x 8 and two of 8 x 32 in each block; float32.
+    outside, block = 2 * 800 * 4, (4 * 64 + 2 * 256) * 4
+    weights = outside + 2 * block
+    # AdamW keeps two numbers a parameter outside the blocks, Muon one inside.
+    state = 2 * outside + 2 * block
+    assert count.fixed_train_bytes(config) == 2 * weights + state
+    assert count.fixed_train_bytes(config, world_size=2) == 2.5 * weights + state / 2
+    assert count.fixed_train_bytes(config, world_size=2, device_type="cpu") == 3 * weights + state / 2
+    sharded = count.fixed_train_bytes(config, world_size=2, shard_weights=True)
+    assert sharded == (2 * weights + state) / 2 + 2 * outside + 2 * block

@@ -153,7 +153,9 @@ def test_memory_of_a_process_has_all_weights_and_its_share_of_the_optimizers_sta
     num_matrix = 12 * 4 * 256 * 256
     num_other = int(next(x.value for x in plan.lines if x.name == "parameters").replace(",", "")) - num_matrix
     state_bytes = 4 * num_matrix + 8 * num_other
-    assert alone - shared == pytest.approx(state_bytes * 3 / 4, abs=4)
+    # A quarter of the gradients is received: room for it is all that sharing costs.
+    received_bytes = 4 * (num_matrix + num_other) / 4
+    assert alone - shared == pytest.approx(state_bytes * 3 / 4 - received_bytes, abs=8)
 
 
 def test_accumulation_counts_all_processes():

@@ -16,6 +16,7 @@ from firstlight.infer.fast import Decoder, decode_dtype
 from firstlight.infer.sampling import check_sampling, sample
 from firstlight.model.gpt import GPT
 from firstlight.model.precision import Linear
+from firstlight.model.sharding import is_sharded
 
 FinishReason = Literal["stop_id", "max_new_tokens", "context_full"]
 
@@ -57,6 +58,9 @@ class Generation(Iterator[list[int]]):
 
     A sample that has met a stop id repeats that id until all samples have finished. The iterator ends when all have met
     a stop id, after max_new_tokens, or when the model's context is full.
+
+    With sharded weights each step is a collective call of all ranks, which give the same arguments. The iterator then goes
+    on after stop ids, so that the number of calls does not depend on what was sampled.
 
     finish_reasons: for each sample ``stop_id``, ``max_new_tokens`` or ``context_full``, and None while it goes on.
     """
@@ -108,14 +112,17 @@ class Generation(Iterator[list[int]]):
         self._prompt_ids = list(prompt_ids)
         self._device = model.lm_head.weight.device
         self._generator = torch.Generator(device=self._device).manual_seed(seed)
-        self._model = decoding_copy(model)
+        # A copy would bring all the weights together that were cut because they have no room.
+        self._is_sharded = is_sharded(model)
+        self._model = model if self._is_sharded else decoding_copy(model)
+        self._is_over = False
         self._compiled = compiled
         self._cache: KVCache | None = None
         self._decoder: Decoder | None = None
         self._last_ids: list[int] = []
 
     def __next__(self) -> list[int]:
-        if all(self.finish_reasons):
+        if self._is_over or (all(self.finish_reasons) and not self._is_sharded):
             raise StopIteration
         logits_BV = self._first_logits() if self._cache is None else self._next_logits(self._cache)
         ids = sample(logits_BV, generator=self._generator, **self._sampling).tolist()
@@ -134,6 +141,7 @@ class Generation(Iterator[list[int]]):
         return ids
 
     def _finish(self, why: FinishReason) -> None:
+        self._is_over = True
         self.finish_reasons = [reason or why for reason in self.finish_reasons]
 
     def _first_logits(self) -> torch.Tensor:
@@ -147,11 +155,15 @@ class Generation(Iterator[list[int]]):
             device=self._device,
         )
         logits_1V = prefill(self._model, prompt_1T, cache, chunk=self._prefill_chunk)
-        dtype = decode_dtype(cache.dtype, device_type=self._device.type, batch_rows=self._num_samples)
+        dtype = cache.dtype
+        if not self._is_sharded:
+            dtype = decode_dtype(cache.dtype, device_type=self._device.type, batch_rows=self._num_samples)
         self._cache = cache.repeat_rows(self._num_samples, dtype=dtype)
         return logits_1V.expand(self._num_samples, -1)
 
     def _next_logits(self, cache: KVCache) -> torch.Tensor:
+        if self._is_sharded:
+            return prefill(self._model, torch.tensor(self._last_ids, device=self._device)[:, None], cache)
         # Not made before it is needed: many a caller wants one token only.
         if self._decoder is None:
             self._decoder = Decoder(self._model, cache, compiled=self._compiled)

@@ -77,6 +77,27 @@ def weights_bytes(config: GPTConfig) -> int:
     return 4 * sum(num_params(config).values())
 
 
+def fixed_train_bytes(
+    config: GPTConfig, *, world_size: int = 1, shard_weights: bool = False, device_type: str = "cuda"
+) -> int:
+    """Bytes of training on one process that do not depend on the batch: weights, gradients, optimizer. An estimate.
+
+    With several processes each has its share of the optimizer's state, and room for what it receives of the others'
+    gradients: its share, or on a CPU as much as all of them. shard_weights: each has its share of everything, and for a while the whole of what is
+    outside the blocks and of one block, with gradients.
+    """
+    weights = weights_bytes(config)
+    if world_size == 1:
+        return 2 * weights + optimizer_bytes(config)
+    if not shard_weights:
+        received = weights if device_type == "cpu" else -(-weights // world_size)
+        return 2 * weights + received + -(-optimizer_bytes(config) // world_size)
+    params = num_params(config)
+    blocks = 4 * (params["attention"] + params["mlp"])
+    whole = 2 * (weights - blocks) + 2 * blocks // config.n_layer
+    return -(-(2 * weights + optimizer_bytes(config)) // world_size) + whole
+
+
 def optimizer_bytes(config: GPTConfig) -> int:
     """Bytes of optimizer state: 4 a parameter for the blocks' matrices (Muon: one moment), 8 for the rest (AdamW: two).
 

@@ -104,8 +104,13 @@ def init_weights(model: GPT, *, seed: int) -> None:
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(_draw(init_row(name), parameter.shape, _generator(seed, name)))
+            parameter.copy_(draw_weight(name, parameter.shape, seed=seed))
     model.reset_rope()
+
+
+def draw_weight(name: str, shape: torch.Size, *, seed: int) -> torch.Tensor:
+    """The start of one weight of the whole ``shape``, float32 on the CPU. Depends on ``seed`` and the name only."""
+    return _draw(init_row(name), shape, _generator(seed, name))
 
 
 def build_gpt(

@@ -64,7 +64,7 @@ def local_range(shape: tuple[int, ...], *, rank: int, world_size: int) -> tuple[
     return min(rank * step, rows) * row, min((rank + 1) * step, rows) * row
 
 
-def is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: object) -> bool:
     """Whether the weights of this model are cut into rows."""
     return hasattr(model, "reshard")
 
@@ -113,7 +113,7 @@ def build_sharded_gpt(
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.startswith(prefix) and not is_cut(parameter):
-                    parameter.copy_(init._draw(init.init_row(name), parameter.shape, init._generator(seed, name)))
+                    parameter.copy_(init.draw_weight(name, parameter.shape, seed=seed))
 
     _shard(model, runtime, before=fill)
     model.reset_rope()
@@ -127,13 +127,13 @@ def compile_blocks(model: GPT) -> None:
         block.forward = torch.compile(block.forward, dynamic=False)
 
 
-def drop_pass(model: GPT) -> None:
+def drop_pass(model: Any) -> None:
     """Make a sharded model fit for the next pass after an error cut one short; its gradients are lost.
 
     Every rank must be at the same point: an error on one rank alone leaves the others waiting in a collective.
     """
     if is_sharded(model):
-        model.reset_iter_state()  # pyrefly: ignore
+        model.reset_iter_state()
 
 
 def local_pieces(model: GPT) -> dict[str, LocalPiece]:

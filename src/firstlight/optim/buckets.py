@@ -136,15 +136,21 @@ class Bucket:
         """A rank's segment of the weights, (segment,)."""
         return self.weights[rank * self.placement.segment : (rank + 1) * self.placement.segment]
 
+    def zero_grads(self) -> None:
+        """Gradients of zero, into which backward passes add: they are packed already, and in memory only once."""
+        self._packed.zero_()
+        for parameter, slot in zip(self.parameters, self._slots, strict=True):
+            parameter.grad = slot
+
     @torch.no_grad()
     def start_reduce(self) -> None:
-        """Pack the gradients, drop them from the parameters, and send each rank its segment of them."""
+        """Send each rank its segment of the gradients, which the parameters lose."""
         for parameter, slot in zip(self.parameters, self._slots, strict=True):
             if parameter.grad is None:
                 slot.zero_()
-            else:
+            elif parameter.grad.data_ptr() != slot.data_ptr():
                 slot.copy_(parameter.grad)
-                parameter.grad = None
+            parameter.grad = None
         if self._received is None:
             self._work = [dist.reduce_scatter_single(self.grads, self._packed, async_op=True)]
         else:

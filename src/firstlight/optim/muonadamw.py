@@ -180,10 +180,13 @@ class MuonAdamW:
         return [bucket for bucket in (self._adam_bucket, self._muon_bucket) if bucket is not None]
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Drop all gradients; where the ranks share buffers, set them to zero there."""
         for group in self.groups:
             for _, parameter in group.parameters:
                 parameter.grad = None
+        for bucket in self._buckets:
+            if isinstance(bucket, Bucket):
+                bucket.zero_grads()
 
     @torch.no_grad()
     def step(self, hyper: Hyper, *, grad_scale: float = 1.0) -> UpdateResult:

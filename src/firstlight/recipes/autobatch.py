@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from firstlight.errors import ConfigError
-from firstlight.model import count
+from firstlight.model import count, sharding
 from firstlight.recipes.assemble import Parts
 from firstlight.runtime import environment, hardware
 from firstlight.runtime.console import format_bytes
@@ -149,10 +149,9 @@ def find_device_batch(parts: Parts, plan: Plan, runtime: Runtime) -> tuple[Plan,
 
     rows_per_rank = plan.total_batch_size // (plan.seq_len * runtime.world_size)
     # Without rows a trial would still make the gradients.
+    fixed_bytes = count.weights_bytes(plan.model) // (runtime.world_size if sharding.is_sharded(parts.model) else 1)
     with preserved_rng(runtime.device):
-        found = largest_that_fits(
-            divisors(rows_per_rank), try_rows, limit_bytes=limit, fixed_bytes=count.weights_bytes(plan.model)
-        )
+        found = largest_that_fits(divisors(rows_per_rank), try_rows, limit_bytes=limit, fixed_bytes=fixed_bytes)
     return with_device_batch(plan, found.rows, runtime.world_size), found.reason
 
 
@@ -175,6 +174,8 @@ def _trial(parts: Parts, plan: Plan, runtime: Runtime, rows: int) -> None:
         ).backward()
         runtime.synchronize()
     finally:
+        # Memory may have run out in the middle of the pass.
+        sharding.drop_pass(parts.model)
         parts.optimizer.zero_grad()
         if compiled:
             # torch gives up compiling a function after eight shapes; the size that is chosen must not be the ninth.

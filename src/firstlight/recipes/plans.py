@@ -62,6 +62,8 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
     """
     if settings.fp8:
         check_fp8(runtime.device, runtime.compute_dtype)
+        if settings.shard_weights:
+            raise ConfigError("--fp8 and --shard-weights do not go together yet", hint="leave one of them away")
     # All ranks must make the same plan; the slowest and the smallest of them decides.
     rate = -runtime.control.largest(
         -EXPECTED_MFU * precision.expected_flops_per_s(runtime.device, runtime.compute_dtype)
@@ -95,6 +97,8 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
         memory_bytes=memory_bytes,
         compute_bytes=runtime.compute_dtype.itemsize,
         checkpoint_activations=settings.activation_checkpointing,
+        shard_weights=settings.shard_weights,
+        device_type=runtime.device.type,
         attention_kernel=choose_kernel(
             device_type=runtime.device.type,
             compute_dtype=runtime.compute_dtype,

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
+from firstlight.errors import CheckpointError
 from firstlight.model import sharding
 from firstlight.recipes.assemble import Parts
 from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
-from firstlight.train.checkpoint import find_latest_good, load_checkpoint, load_into
+from firstlight.train.checkpoint import find_latest_good, list_checkpoints, load_checkpoint, load_into
 from firstlight.train.spike import SpikeGuard
 from firstlight.train.state import TrainState
 
@@ -35,7 +36,14 @@ def restore_newest(
     """
     # Folders on disks of their own must not make ranks go on from different steps.
     found = find_latest_good(directory, console.warn) if runtime.is_main else None
-    name = runtime.broadcast_text(found.name if found else "")
+    num_damaged = len(list_checkpoints(directory)) if runtime.is_main and found is None else 0
+    name = runtime.broadcast_text(found.name if found else "/damaged" * (num_damaged > 0))
+    if name == "/damaged":
+        raise CheckpointError(
+            f"{directory} has no good checkpoint: each of those that are there is damaged",
+            hint="put one back from a copy, or start another run with --run; `firstlight checkpoint verify` says what is wrong "
+            "with each. Nothing was changed",
+        )
     if not name:
         return None
     path = directory / name

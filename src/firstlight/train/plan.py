@@ -152,6 +152,8 @@ def make_plan(
     sample_every: int | None = None,
     save_every: int | None = None,
     world_size: int = 1,
+    shard_weights: bool = False,
+    device_type: str = "cuda",
     flops_per_s: float = 1e11,
     memory_bytes: int | None = None,
     compute_bytes: int = 2,
@@ -261,7 +263,9 @@ def make_plan(
     weights_bytes = sum(params.values()) * 4
     optimizer_bytes = count.optimizer_bytes(model)
     # Each process has all weights and gradients, and its share of the optimizer's state.
-    fixed_bytes = 2 * weights_bytes + -(-optimizer_bytes // world_size)
+    fixed_bytes = count.fixed_train_bytes(
+        model, world_size=world_size, shard_weights=shard_weights, device_type=device_type
+    )
     row_bytes = count.activation_bytes(
         model,
         batch_rows=1,
@@ -403,7 +407,7 @@ def make_plan(
     line(
         "memory",
         f"{train_bytes / 2**20:,.0f} MiB",
-        f"on each process; weights, gradients, share of the optimizer's state {fixed_bytes / 2**20:,.0f} MiB; activations of {micro_rows} rows the rest (estimate)",
+        f"on each process; weights, gradients and the optimizer's part {fixed_bytes / 2**20:,.0f} MiB; activations of {micro_rows} rows the rest (estimate)",
     )
     line("checkpoint", f"{checkpoint_bytes / 2**20:,.0f} MiB", "float32 weights and optimizer state")
     return Plan(

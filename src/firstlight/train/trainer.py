@@ -23,6 +23,7 @@ import torch
 
 from firstlight.data.batch import Batch, Position
 from firstlight.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingStopped
+from firstlight.model.sharding import drop_pass
 from firstlight.optim.muonadamw import MuonAdamW
 from firstlight.optim.schedule import Hyper
 from firstlight.runtime import hardware
@@ -263,9 +264,9 @@ class Trainer:
         self.last_loss_nats = stats.loss_nats
         self.sink.show(before.step, stats, hyper, state, num_tokens=self.num_step_tokens)
         if stats.skipped is not None:
-            self._tell_refusal(before, stats)
+            documents = self._tell_refusal(before, stats)
             if stats.is_spike and self.guards.on_spike == "rollback":
-                return self._rolled_back(state)
+                return self._rolled_back(state, reason=stats.skipped, documents=documents)
             if not stats.is_spike:
                 last_good = self.where_saved()
                 limit = self.guards.nonfinite_limit
@@ -279,13 +280,14 @@ class Trainer:
         times_s, sizes = zip(*by_rank, strict=True)
         return replace(stats, rank_compute_s=times_s, rank_memory_bytes=tuple(int(size) for size in sizes))
 
-    def _tell_refusal(self, before: TrainState, stats: StepStats) -> None:
+    def _tell_refusal(self, before: TrainState, stats: StepStats) -> list[str]:
         documents = self.documents_of(before.position, self.num_step_rows) if self.documents_of else []
         self.sink.write("event", before.step, {"what": f"update refused: {stats.skipped}", "documents": documents})
         named = f"; documents: {', '.join(documents[:3])}{' ...' * (len(documents) > 3)}" if documents else ""
         self.sink.warn(f"step {before.step}: update refused ({stats.skipped}), weights unchanged{named}")
+        return documents
 
-    def _rolled_back(self, state: TrainState) -> TrainState:
+    def _rolled_back(self, state: TrainState, *, reason: str, documents: list[str]) -> TrainState:
         """The newest checkpoint's weights, with the data that comes after ``state``: what led to the spike is passed over."""
         self.finish_saving()
         if state.num_rollbacks >= MOST_ROLLBACKS:
@@ -302,7 +304,12 @@ class Trainer:
         what = f"rolled back from step {state.step} to {restored.step}; {num_rows:,} rows of data are passed over"
         self.sink.warn(what)
         self.sink.rewind(restored.step)
-        self.sink.write("event", restored.step, {"what": what, "num_rows_passed_over": num_rows})
+        # The row of the refusal itself is among those that are made again.
+        self.sink.write(
+            "event",
+            restored.step,
+            {"what": f"{what}: {reason}", "num_rows_passed_over": num_rows, "documents": documents},
+        )
         self._saved_step = self._checked_step = restored.step
         return replace(
             restored,
@@ -383,6 +390,7 @@ class Trainer:
                 what = f"the probe {probe.name} failed at step {state.step}: {type(error).__name__}: {error}"
                 self.sink.warn(f"{what}; the run goes on, {self.where_saved()}")
                 self.sink.write("event", state.step, {"what": what, "traceback": traceback.format_exc()})
+                drop_pass(self.model)
                 if self.runtime.device.type == "cuda":
                     # It may have run out of memory; what it held must not be missing in the next step.
                     torch.cuda.empty_cache()
