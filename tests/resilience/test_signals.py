@@ -48,9 +48,10 @@ def test_r15_a_signal_before_the_first_step_ends_all_ranks_quickly(place, which)
     job = launch(place, timed, 2, fault=faults.signal_while_measuring, fault_args=(which,))
     codes = job.wait(timeout_s=60)
     assert time.monotonic() - started_s < 40
-    # There is nothing to save, so nobody waits for anybody: the other finds that the first is gone.
+    # There is nothing to save, so nobody waits for anybody: the other finds that the first is gone, and the word it left.
+    # Rank 0 keeps that word where no torchrun does, so nobody can read it when rank 0 itself is the one that went.
     assert codes[which] == 130
-    assert codes[1 - which] in (5, 130)
+    assert codes[1 - which] == (130 if which == 1 else 5)
     assert "stopped by SIGTERM" in job.output(which)
     assert losses(place.runs / "asked") == []
     assert "Traceback" not in job.everything()
@@ -62,6 +63,6 @@ def test_r15_a_signal_while_the_run_is_prepared_leaves_no_process_behind(place, 
     wait_until(lambda: "vocab_size" in job.output(0), "plan", job=job)
     job.signal(1, number)
     codes = job.wait(timeout_s=60)
-    assert codes[1] == 130, job.everything()
-    assert codes[0] in (5, 130), job.everything()
+    assert codes == [130, 130], job.everything()
+    assert "another process was stopped by" in job.output(0)
     assert "Traceback" not in job.everything()

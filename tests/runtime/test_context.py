@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import run_ranks
 
 from firstlight.errors import ConfigError
 from firstlight.runtime.context import Runtime, choose_device, open_runtime
@@ -133,3 +134,22 @@ def test_two_processes_agree_on_the_dtype_and_sum_over_both(tmp_path):
         assert total == in_place == [3.0, 20.0]
         assert largest == [2.0, 10.0]
         assert untouched == [1.0 + rank, 10.0]
+
+
+def leave_and_hear(runtime):
+    before = runtime.left_word()
+    runtime.control.barrier()
+    if runtime.rank == 1:
+        runtime.leave_word("stopped by SIGTERM")
+    runtime.control.barrier()
+    return before, runtime.left_word()
+
+
+def test_a_word_that_one_process_leaves_is_there_for_the_others():
+    assert run_ranks(leave_and_hear, 2) == [("", "stopped by SIGTERM")] * 2
+
+
+def test_one_process_has_nobody_to_leave_a_word_for():
+    alone = Runtime(device=torch.device("cpu"))
+    alone.leave_word("x")
+    assert alone.left_word() == ""

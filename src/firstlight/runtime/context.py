@@ -6,7 +6,7 @@ Nothing else in firstlight asks which device, dtype or rank it is on, and only t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -21,6 +21,8 @@ from firstlight.runtime.channel import Channel
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {v: k for k, v in DTYPES.items()}
 
+LAST_WORD = "firstlight/last-word"
+
 MEETING_TIMEOUT_S = 300.0
 """Processes are started together; a machine may still be loading torch from a slow disk."""
 
@@ -32,6 +34,7 @@ class Runtime:
     device: ``cpu``, ``cuda:N`` or ``mps``. compute_dtype: dtype of matmuls and activations (weights stay float32).
     rank, local_rank, world_size: 0, 0, 1 for a single process.
     notes: one sentence for each choice or fallback that was made, with its reason; part of the run record.
+    store: torch's key-value store between the processes; None for one process.
     control, background: small values between the processes over CPU memory; the first is used by the main thread, the
         second by the thread that writes checkpoints.
     """
@@ -45,6 +48,7 @@ class Runtime:
     notes: tuple[str, ...] = field(default=())
     control: Channel = field(default=Channel())
     background: Channel = field(default=Channel())
+    store: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -92,6 +96,21 @@ class Runtime:
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
+
+    def leave_word(self, text: str) -> None:
+        """Leave a short text for the other processes before ending alone, without waiting for anybody."""
+        if self.store is not None:
+            # What cannot be left is not worth another error on the way out.
+            with suppress(RuntimeError):
+                self.store.set(LAST_WORD, text)
+
+    def left_word(self) -> str:
+        """What a process that has ended left, or nothing. Quick: where the store is gone as well, nothing."""
+        if self.store is None:
+            return ""
+        with suppress(RuntimeError):
+            return self.store.get(LAST_WORD).decode() if self.store.check([LAST_WORD]) else ""
+        return ""
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it (before reading a clock)."""
@@ -150,6 +169,7 @@ def open_runtime(
         torch.cuda.set_device(chosen_device)
     compute_dtype, dtype_note = precision.choose_dtype(chosen_device, dtype)
     for_words: list[Any] = [None, None]
+    store = None
     if world_size > 1:
         backend = "nccl" if chosen_device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
@@ -176,6 +196,7 @@ def open_runtime(
             notes=(device_note, dtype_note),
             control=channels[0],
             background=channels[1],
+            store=store,
         )
     finally:
         if world_size > 1:

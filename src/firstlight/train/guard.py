@@ -32,6 +32,8 @@ from firstlight.train.state import TrainState
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+STOPPED_BY = "stopped by "
+
 GO_ON = "go on with the same command and --resume"
 
 
@@ -87,14 +89,15 @@ class StopRequest:
 
         where: the words after "stopped by SIGTERM", such as "while preparing; nothing was trained yet".
 
-        Raises Interrupted. With several processes only the one that was sent the signal does; the others find that it is
-        gone (`naming_lost_peers`), or torchrun ends them.
+        Raises Interrupted. With several processes the one that was sent the signal leaves word, and the others raise it too
+        when they find that it is gone (`naming_lost_peers`).
         """
         outer, self._is_at_once = self._is_at_once, True
         try:
             self._leave_if_asked()
             yield
         except _Now:
+            self._runtime.leave_word(f"{STOPPED_BY}{self._name()}")
             raise Interrupted(f"stopped by {self._name()} {where()}", hint=GO_ON) from None
         finally:
             self._is_at_once = outer
@@ -182,14 +185,23 @@ def peer_lost(error: BaseException) -> bool:
 
 @contextmanager
 def naming_lost_peers(runtime: Runtime, last_good: Callable[[], str]) -> Iterator[None]:
-    """Turn torch's error about a process that is gone into TrainingStopped with what to do; other errors pass.
+    """Turn torch's error about a process that is gone into TrainingStopped with what to do, or into Interrupted where that
+    process was told to stop; other errors pass.
 
     last_good: words on where the run can go on from.
     """
     try:
         yield
-    except RuntimeError as error:
-        if runtime.world_size == 1 or not peer_lost(error):
+    except (RuntimeError, TrainingStopped) as error:
+        is_told = isinstance(error, TrainingStopped)
+        if runtime.world_size == 1 or not (is_told or peer_lost(error)):
+            raise
+        word = runtime.left_word()
+        if word.startswith(STOPPED_BY):
+            raise Interrupted(
+                f"rank {runtime.rank} of {runtime.world_size}: another process was {word}; {last_good()}", hint=GO_ON
+            ) from error
+        if is_told:
             raise
         # Without the place in the library's source before it, and its guesses after it.
         said = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[0]).split(". ")[0]
