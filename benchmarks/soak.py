@@ -236,7 +236,9 @@ class Life:
             )
         if kind in SIGNALS and codes == [130] * len(codes):
             lost = num_steps_done(self.run_dir) - newest_step(self.run_dir)
-            if lost > 0 and "stopped at once" not in job.said():
+            # A launch that was still preparing has not trained: what is missing then was lost by the trouble before.
+            trained = "while preparing" not in job.said()
+            if lost > 0 and trained and "stopped at once" not in job.said():
                 self.found.problem(f"{self.name}: {lost} steps were lost after {kind}", job)
         if kind == "kill one" and 0 in codes and codes.count(0) < len(codes) - 1:
             self.found.problem(f"{self.name}: {codes} after {kind}", job)
