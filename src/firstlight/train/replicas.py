@@ -1,8 +1,9 @@
 """Whether the copies of the weights on all ranks are still the same, bit for bit.
 
-Every rank applies the same updates to the same weights, so nothing ever sends weights again; a bit that flips in one
-rank's memory, a faulty device, or a bug in the sums then goes unnoticed, and the ranks train different models. A checksum a
-tensor and one small message find it.
+Each rank updates its share of the weights and sends it to the others; the rest of what it holds only ever arrives. A bit that flips
+in one rank's memory, a faulty device, or a bug in an exchange makes ranks compute with different models. A flip in a weight that
+another rank updates lasts until that update arrives, one in the rank's own share spreads to all: so what is compared is the
+moment between two updates. A checksum a tensor and one small message find any difference there.
 
     checksum = sum over i of  bits(x_i) * (2 i + 1)     modulo 2^64, bits(x_i) the element's bits as a whole number
 
