@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ class Job:
         self.run_dir = folders.runs / (settings.run or "")
         self.outputs = [folders.runs / f"{settings.run}-rank{rank}.out" for rank in range(world_size)]
         self.processes: list[Any] = []
+        self.started_unix_s = time.time()
         for rank, output in enumerate(self.outputs):
             output.unlink(missing_ok=True)
             process = context.Process(
@@ -204,27 +205,38 @@ def _rank(
 # What a run has left, read without firstlight's own readers.
 
 
-def losses(run_dir: Path) -> list[tuple[int, float]]:
-    """(step, loss in nats) of each update in metrics.jsonl; a last line that is not whole is passed over."""
+def train_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """Rows of updates in metrics.jsonl; a last line that is not whole is passed over."""
     try:
         text = (run_dir / "metrics.jsonl").read_text()
     except FileNotFoundError:
         return []
     rows = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
-    return [(row["step"], row["loss_nats"]) for row in rows if row["kind"] == "train"]
+    return [row for row in rows if row["kind"] == "train"]
 
 
-def num_steps_done(run_dir: Path) -> int:
-    return max((step for step, _ in losses(run_dir)), default=-1) + 1
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    """(step, loss in nats) of each update."""
+    return [(row["step"], row["loss_nats"]) for row in train_rows(run_dir)]
+
+
+def num_steps_done(run_dir: Path, *, since_unix_s: float = 0.0) -> int:
+    """Updates in the metrics; those of one launch where its start is given: a launch before may have come further."""
+    return max((row["step"] + 1 for row in train_rows(run_dir) if row["time_unix_s"] >= since_unix_s), default=0)
 
 
 def names_in(folder: Path) -> list[str]:
     return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
-def is_saving(run_dir: Path) -> bool:
-    """Whether a checkpoint is half written at this moment."""
-    return any(name.startswith(".tmp-") for name in names_in(run_dir / "checkpoints"))
+def is_saving(run_dir: Path, *, since_unix_s: float) -> bool:
+    """Whether a checkpoint that was begun since then is half written at this moment; a kill before leaves half a one too."""
+    folder = run_dir / "checkpoints"
+    with suppress(OSError):
+        return any(
+            name.startswith(".tmp-") and (folder / name).stat().st_mtime >= since_unix_s for name in names_in(folder)
+        )
+    return False
 
 
 def newest_step(run_dir: Path) -> int:
@@ -316,9 +328,10 @@ def live(
         tally.num_launches += 1
         # Spread over what is left, so that the last kill still finds the run on its way.
         target = begin + draw.randint(0, max(0, (last - 2 - begin) // (kills - number)))
-        job.wait_until(lambda at=target: num_steps_done(run_dir) > at)
+        since_unix_s = job.started_unix_s
+        job.wait_until(lambda at=target, since=since_unix_s: num_steps_done(run_dir, since_unix_s=since) > at)
         if number % 2:
-            tally.num_in_saves += job.wait_until(lambda: is_saving(run_dir))
+            tally.num_in_saves += job.wait_until(lambda since=since_unix_s: is_saving(run_dir, since_unix_s=since))
         else:
             time.sleep(draw.random() / 20)
         done = num_steps_done(run_dir)

@@ -107,7 +107,8 @@ def damage(run_dir: Path, kind: str, draw: random.Random) -> bool:
     """Do something to the files of a run that is not running; False where it has too few to survive that."""
     folder = run_dir / "checkpoints"
     if kind == "half a save":
-        if not folder.is_dir():
+        # After the last step nothing is saved any more, so nothing would clear it away.
+        if not folder.is_dir() or newest_step(run_dir) >= NUM_STEPS:
             return False
         half = folder / f".tmp-step_{newest_step(run_dir) + 1:08d}"
         half.mkdir(exist_ok=True)
@@ -181,9 +182,9 @@ class Life:
             job.wait_until(lambda: "dtype" in job.said(10**6))
             time.sleep(self.draw.random())
         else:
-            job.wait_until(lambda: num_steps_done(self.run_dir) > target)
+            job.wait_until(lambda: num_steps_done(self.run_dir, since_unix_s=job.started_unix_s) > target)
         if kind == "kill all in a save":
-            job.wait_until(lambda: is_saving(self.run_dir))
+            job.wait_until(lambda: is_saving(self.run_dir, since_unix_s=job.started_unix_s))
         elif kind != "kill all":
             time.sleep(self.draw.random() / 10)
         if not all(process.is_alive() for process in job.processes):

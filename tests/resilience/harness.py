@@ -107,6 +107,7 @@ class Launch:
     def __init__(self, processes: Sequence[Any], outputs: Sequence[Path]) -> None:
         self.processes, self.outputs = processes, outputs
         self.started_s = time.monotonic()
+        self.started_unix_s = time.time()
 
     def signal(self, rank: int, number: int = signal.SIGTERM) -> None:
         """Send a signal to one rank; one that has ended already takes none."""
@@ -253,9 +254,9 @@ def losses(run_dir: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["loss_nats"]) for row in rows(run_dir, "train")]
 
 
-def num_steps_done(run_dir: Path) -> int:
-    """Updates in the metrics so far."""
-    return max((step for step, _ in losses(run_dir)), default=-1) + 1
+def num_steps_done(run_dir: Path, *, since_unix_s: float = 0.0) -> int:
+    """Updates in the metrics; those of one launch where its start is given: a launch before may have come further."""
+    return max((row["step"] + 1 for row in rows(run_dir, "train") if row["time_unix_s"] >= since_unix_s), default=0)
 
 
 def wait_until(condition: Callable[[], Any], what: str, *, job: Launch | None = None, timeout_s: float = 120) -> None:
@@ -269,13 +270,18 @@ def wait_until(condition: Callable[[], Any], what: str, *, job: Launch | None = 
 
 def wait_for_step(run_dir: Path, step: int, job: Launch | None = None) -> None:
     """Wait until update ``step`` is in the metrics."""
-    wait_until(lambda: num_steps_done(run_dir) > step, f"step {step}", job=job)
+    since_unix_s = job.started_unix_s if job else 0.0
+    wait_until(lambda: num_steps_done(run_dir, since_unix_s=since_unix_s) > step, f"step {step}", job=job)
 
 
-def is_saving(run_dir: Path) -> bool:
-    """Whether a checkpoint is half written at this moment."""
+def is_saving(run_dir: Path, job: Launch) -> bool:
+    """Whether a checkpoint of this launch is half written at this moment; a kill before leaves half a one too."""
+    folder = run_dir / "checkpoints"
     try:
-        return any(name.startswith(".tmp-") for name in os.listdir(run_dir / "checkpoints"))
+        return any(
+            name.startswith(".tmp-") and (folder / name).stat().st_mtime >= job.started_unix_s
+            for name in os.listdir(folder)
+        )
     except FileNotFoundError:
         return False
 

@@ -35,7 +35,7 @@ def test_r8_killed_again_and_again_half_the_times_in_a_save_ends_as_the_unkilled
         job = launch(place, settings, world_size)
         if number % 2:
             wait_for_step(run_dir, min(before + draw.randint(1, 3), 18), job)
-            wait_until(lambda: is_saving(run_dir), "save", job=job)
+            wait_until(lambda job=job: is_saving(run_dir, job), "save", job=job)
             in_save += 1
         else:
             wait_for_step(run_dir, min(before + draw.randint(0, 2), 18), job)
