@@ -117,6 +117,9 @@ def damage(run_dir: Path, kind: str, draw: random.Random) -> bool:
     if sum(name.startswith("step_") for name in names_in(folder)) < 2:
         return False
     newest = newest_folder(run_dir)
+    if not is_good(newest):
+        # It was damaged already, and no launch has saved since.
+        return False
     if kind == "lost manifest":
         (newest / "manifest.json").unlink()
         return True
