@@ -14,9 +14,13 @@ from __future__ import annotations
 
 
 class FirstlightError(Exception):
-    """A mistake or condition that is reported to the user: ``what`` is wrong, and in ``hint`` what would be right."""
+    """A mistake or condition that is reported to the user: ``what`` is wrong, and in ``hint`` what would be right.
+
+    ends_at_once: after the report the process has to end by `os._exit`: a thread of a library waits for what will not come.
+    """
 
     exit_code = 1
+    ends_at_once = False
 
     def __init__(self, what: str, *, hint: str = "") -> None:
         super().__init__(what)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from ranks import run_ranks
 
@@ -49,3 +52,31 @@ def fail(runtime):
 def test_a_rank_that_fails_is_named_with_its_traceback():
     with pytest.raises(AssertionError, match=r"(?s)rank 1:.*rank 1 breaks"):
         run_ranks(fail, 2)
+
+
+def abandon(runtime):
+    if runtime.rank == 1:
+        # Comes to nothing that rank 0 asks it, as a process that has stopped; longer than the test may take.
+        time.sleep(2)
+        return None
+    heard = []
+
+    def ask():
+        try:
+            runtime.background.gather_texts("who is there?")
+        except RuntimeError as error:
+            heard.append(str(error))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    time.sleep(0.2)
+    runtime.background.abandon()
+    begun_s = time.monotonic()
+    thread.join(5)
+    return heard, time.monotonic() - begun_s
+
+
+def test_a_thread_that_waits_for_a_process_which_is_gone_is_freed_when_the_channel_is_abandoned():
+    (heard, took_s), _ = run_ranks(abandon, 2)
+    assert heard == ["the channel was abandoned: another process has ended"]
+    assert took_s < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -68,6 +69,10 @@ def run(arguments: list[str]) -> int:
         app(arguments)
     except FirstlightError as error:
         print(f"error: {error}", file=sys.stderr)
+        if error.ends_at_once:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         return error.exit_code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0

@@ -5,6 +5,7 @@ Nothing else in firstlight asks which device, dtype or rank it is on, and only t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -184,7 +185,8 @@ def open_runtime(
         agreed = list(DTYPES.values())[int(choice.item())]
         if agreed != compute_dtype:
             compute_dtype, dtype_note = agreed, f"dtype {DTYPE_NAMES[agreed]}: rank 0's choice"
-    channels = [Channel(environment.rank(), world_size, group) for group in for_words]
+    control = Channel(environment.rank(), world_size, for_words[0])
+    background = Channel(environment.rank(), world_size, for_words[1], threading.Event())
     try:
         yield Runtime(
             device=chosen_device,
@@ -194,8 +196,8 @@ def open_runtime(
             world_size=world_size,
             num_threads=threads,
             notes=(device_note, dtype_note),
-            control=channels[0],
-            background=channels[1],
+            control=control,
+            background=background,
             store=store,
         )
     finally:

@@ -198,19 +198,24 @@ def naming_lost_peers(runtime: Runtime, last_good: Callable[[], str]) -> Iterato
             raise
         word = runtime.left_word()
         if word.startswith(STOPPED_BY):
-            raise Interrupted(
+            stopped = Interrupted(
                 f"rank {runtime.rank} of {runtime.world_size}: another process was {word}; {last_good()}", hint=GO_ON
-            ) from error
+            )
+            stopped.ends_at_once = True
+            raise stopped from error
         if is_told:
+            error.ends_at_once = True
             raise
         # Without the place in the library's source before it, and its guesses after it.
         said = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[0]).split(". ")[0]
-        raise TrainingStopped(
+        lost = TrainingStopped(
             f"rank {runtime.rank} of {runtime.world_size}: another process has ended, or has not answered for too long "
             f"({said[:160]})",
             hint=f"its own message is further up in the output, or in its log; {last_good()}. {GO_ON.capitalize()}; "
             "torchrun --max-restarts 3 does that by itself",
-        ) from error
+        )
+        lost.ends_at_once = True
+        raise lost from error
 
 
 def check_skips(state: TrainState, *, limit: int, reason: str | None, last_good: str) -> None:

@@ -23,6 +23,7 @@ import torch
 from firstlight.errors import CheckpointError
 from firstlight.runtime.channel import Channel
 from firstlight.train.checkpoint import tensor_name
+from firstlight.train.guard import peer_lost
 from firstlight.train.manifest import json_bytes, reason, step_of
 from firstlight.train.retention import retain
 from firstlight.train.writing import ProcessesApart, Share, copy_to_host, write_checkpoint
@@ -180,6 +181,9 @@ class SaveQueue:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and peer_lost(error):
+            # The others' shares will not come; gloo does not always say so to whoever waits for them.
+            self.channel.abandon()
         # Somebody who wants an end at once does not wait for a whole save.
         if kind is KeyboardInterrupt:
             self.give_up()
