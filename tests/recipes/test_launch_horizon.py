@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ranks import run_ranks
 
 from firstlight.recipes.assemble import Rates
 from firstlight.recipes.launch_horizon import horizon_of_launch
@@ -43,3 +44,19 @@ def test_intervals_that_were_given_stay():
     _, _, plan, _ = horizon(Horizon("minutes", 2.0), Rates(0.01, 0.001), save_every=7)
     assert plan.save_every != 7, "the plan was made without it"
     assert plan.eval_every > 20
+
+
+def of_rank(runtime):
+    plan = make_plan(1, horizon=Horizon("minutes", 2.0), vocab_size=300, seq_len=32, total_batch_size=128)
+    rates = Rates(0.02 + 0.001 * runtime.rank, 0.002 - 0.001 * runtime.rank)
+    found, final_tokens, plan, _ = horizon_of_launch(
+        plan, BaseSettings(), rates, used_s=0.0, is_resumed=False, num_val_tokens=lambda: 10**7,
+        spent_s=lambda: 20.0 + runtime.rank, runtime=runtime,
+    )  # fmt: skip
+    return found.total_s, final_tokens, plan.eval_every, plan.save_every, plan.estimated_steps
+
+
+def test_ranks_that_measured_other_times_end_save_and_score_at_the_same_steps():
+    first, second = run_ranks(of_rank, 2)
+    assert first == second
+    assert first[1] is not None, "the final score is cut to a number of tokens, the same for both"

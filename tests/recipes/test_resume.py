@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from ranks import run_ranks
 
 from firstlight.errors import ConfigError, DataError
 from firstlight.recipes.record import new_record
-from firstlight.recipes.resume import check_identity, keep_planned, merge_settings, previous_record
+from firstlight.recipes.resume import check_all_see, check_identity, keep_planned, merge_settings, previous_record
 from firstlight.recipes.settings import BaseSettings
 
 SAVED = BaseSettings(run="mine", depth=3, num_iterations=100, data="texts", seed=9, save_every=10)
@@ -90,3 +91,18 @@ def test_resume_needs_a_name_and_a_run_that_has_not_begun_is_none(tmp_path):
     with pytest.raises(ConfigError, match="needs the name"):
         previous_record(BaseSettings(resume=True), tmp_path)
     assert previous_record(BaseSettings(run="never", resume=True), tmp_path) is None
+
+
+def seen_by_rank_0_only(runtime):
+    record = new_record("mine") if runtime.rank == 0 else None
+    try:
+        check_all_see(record, BaseSettings(run="mine"), Path("runs"), runtime.control)
+    except ConfigError as error:
+        return str(error)
+    return "went on"
+
+
+def test_a_run_that_one_process_does_not_see_is_refused_on_all():
+    said = run_ranks(seen_by_rank_0_only, 2)
+    assert len(set(said)) == 1
+    assert "is not seen by rank 1" in said[0]

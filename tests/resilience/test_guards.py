@@ -99,7 +99,7 @@ def test_r17_a_rollback_goes_back_to_the_last_checkpoint_and_passes_over_the_row
     job = run_to_end(place, settings, 2, fault=faults.outlier, fault_args=(36,))
     run_dir = place.runs / "spiky"
     assert "spike" in job.output(0)
-    (event,) = [row for row in rows(run_dir, "event") if "rolled back" in row["what"]]
+    (event,) = [row for row in rows(run_dir, "run") if "rolled back" in row["what"]]
     assert "spike" in event["what"], "rows of the steps that are made again are gone, so this one must say why"
     assert event["documents"]
     assert steps_saved(run_dir)[-1] == 40

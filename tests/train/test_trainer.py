@@ -811,7 +811,7 @@ def test_a_rollback_goes_back_to_the_checkpoint_and_passes_over_the_rows_since(t
     # Six steps' rows went by when the spike came, of which four are in the checkpoint; four more steps of 4 rows follow.
     assert [row["rows_consumed"] for row in train] == [4, 8, 12, 16, 28, 32, 36, 40]
     assert end.position.rows_consumed == 40
-    event = next(row for row in rows(tmp_path / "run", "event") if "rolled back" in row["what"])
+    event = next(row for row in rows(tmp_path / "run", "run") if "rolled back" in row["what"])
     assert event["num_rows_passed_over"] == 8
 
 

@@ -242,8 +242,13 @@ class _Rounds:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None:
-            while self._agree(self.DONE) != self.DONE:
-                self._idle()
+            try:
+                while self._agree(self.DONE) != self.DONE:
+                    self._idle()
+            except Exception:
+                if not self._is_over:
+                    self._agree(self.FAILED)
+                raise
         elif isinstance(error, Exception) and not self._is_over:
             self._agree(self.FAILED)
 

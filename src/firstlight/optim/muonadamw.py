@@ -235,11 +235,11 @@ class MuonAdamW:
 
     def _global_norm(self, grads: list[torch.Tensor]) -> float:
         """Norm over the gradients that the ranks hold, each a part of the whole; the same on every rank."""
-        norms = torch._foreach_norm(grads)
+        norms = torch._foreach_norm(grads) if grads else ()
         if self.runtime.world_size == 1:
-            return float(torch.stack(norms).norm())
+            return float(torch.stack(list(norms)).norm())
         # A rank may hold nothing of a small model. Squares of float32 norms overflow float32, not float64.
-        own = torch.stack(norms).double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
+        own = torch.stack(list(norms)).double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
         return math.sqrt(float(self.runtime.sum(own.to(self.runtime.device))))
 
     def _make_updates(self, stack: _Stack, hyper: Hyper, factor: float) -> None:

@@ -39,7 +39,7 @@ from firstlight.recipes.settings import BaseSettings
 from firstlight.recipes.sink import RunSink, open_sink
 from firstlight.runtime import environment, hardware
 from firstlight.runtime.console import Console, format_duration
-from firstlight.runtime.context import Runtime, open_runtime
+from firstlight.runtime.context import Runtime, join, open_runtime
 from firstlight.train.guard import StopRequest, naming_lost_peers
 from firstlight.train.plan import Plan
 from firstlight.train.saving import SaveQueue
@@ -65,7 +65,11 @@ def train_base(settings: BaseSettings, *, given: frozenset[str] = frozenset()) -
     """
     started_s = time.monotonic()
     runs_dir = environment.runs_dir()
-    settings, given, changes = restart.settings_for_attempt(settings, given, runs_dir)
+    joined = join()
+    if joined.attempt == 1 and environment.rank() == 0:
+        # Left by an earlier launch that had the same address and port.
+        restart.forget_run(runs_dir)
+    settings, given, changes = restart.settings_for_attempt(settings, given, runs_dir, attempt=joined.attempt)
     horizon_of(settings)
     previous: records.RunRecord | None = None
     if settings.resume:
@@ -77,9 +81,10 @@ def train_base(settings: BaseSettings, *, given: frozenset[str] = frozenset()) -
             settings = replace(settings, dtype=previous.dtype)  # pyrefly: ignore[bad-argument-type]
     with open_runtime(
         device=settings.device, dtype=settings.dtype, num_threads=settings.threads,
-        timeout_s=max(COLLECTIVE_TIMEOUT_S, 2 * settings.hang_timeout),
+        timeout_s=max(COLLECTIVE_TIMEOUT_S, 2 * settings.hang_timeout), joined=joined,
     ) as runtime:  # fmt: skip
         console = Console(is_main=runtime.is_main, is_terminal=environment.is_terminal())
+        resume.check_all_see(previous, settings, runs_dir, runtime.control)
         if settings.resume and previous is None:
             changes.append(f"--resume: there is no run {settings.run} yet, so it starts now")
         run = _BaseRun(settings, runs_dir, runtime, console, previous=previous, started_s=started_s)
@@ -89,7 +94,8 @@ def train_base(settings: BaseSettings, *, given: frozenset[str] = frozenset()) -
         with stop.watching(), stop.at_once(run.where_stopped), naming_lost_peers(runtime, run.where_saved):
             record = run.run()
         # All have come to the end: a rank that failed now would have to find the run again.
-        runtime.control.barrier()
+        with naming_lost_peers(runtime, run.where_saved):
+            runtime.control.barrier()
         if runtime.is_main:
             restart.forget_run(runs_dir)
         return record
@@ -234,7 +240,9 @@ class _BaseRun:
             )  # fmt: skip
 
     def start_record(self, plan: Plan, data: PreparedData) -> None:
-        planned = {name: value for name, value in asdict(plan).items() if name not in ("lines", "model")}
+        # What a trial is still to find is not in the record before it: a resumed run would take it for found.
+        left_out = {"lines", "model", *(("device_batch_size", "num_micro_batches") if self.batch_by_trial else ())}
+        planned = {name: value for name, value in asdict(plan).items() if name not in left_out}
         compiled, why = choose_compile(
             self.settings.compile,
             saved=self.previous.config.get("compiled") if self.previous is not None else None,
@@ -243,6 +251,8 @@ class _BaseRun:
             plan=plan,
             world_size=self.runtime.world_size,
         )
+        if self.runtime.largest(float(not compiled)) and compiled:
+            compiled, why = False, "no torch.compile: another process cannot"
         self.note(why)
         facts: dict[str, Any] = {
             "status": "running",

@@ -36,11 +36,13 @@ def horizon_of_launch(
     if plan.num_steps is not None:
         return StepHorizon(plan.num_steps, curve), None, plan, ()
     assert rates is not None
+    # Each rank has measured its own times, and all must save, score and end at the same steps: the slowest decides.
+    train_s, score_s = runtime.largest(rates.train_s), runtime.largest(rates.score_s)
     divided = budget.divide(
         plan.horizon.value,
         spent_s=runtime.largest(spent_s()),
-        train_s=rates.train_s,
-        score_s=rates.score_s,
+        train_s=train_s,
+        score_s=score_s,
         num_micro_batches=plan.num_micro_batches,
         micro_batch_tokens=plan.device_batch_size * plan.seq_len * runtime.world_size,
         num_val_tokens=num_val_tokens(),

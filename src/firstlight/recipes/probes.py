@@ -10,6 +10,7 @@ import torch
 
 from firstlight.data.split import ValSpec, iter_documents, val_content_hash
 from firstlight.data.store import TokenStore
+from firstlight.errors import DataError
 from firstlight.eval.bpb import BpbResult, evaluate_bpb
 from firstlight.eval.samples import sample_prompts
 from firstlight.model.gpt import GPT
@@ -72,8 +73,21 @@ class Validation:
     def num_tokens(self) -> int:
         return sum(len(document) for document in self.documents)
 
+    def _read_documents(self) -> None:
+        """On all ranks or, where one cannot, on none: the evaluation itself agrees on errors only from its first batch."""
+        problem: Exception | None = None
+        try:
+            _ = self.documents
+        except Exception as error:
+            problem = error
+        if self._runtime.largest(float(problem is not None)):
+            raise problem or DataError(
+                "the validation documents cannot be read by another process", hint="its message says why"
+            )
+
     def score(self, model: GPT, *, max_documents: int | None = None, max_tokens: int | None = None) -> BpbResult:
-        """Bits per byte on the first documents (all where there is no limit)."""
+        """Bits per byte on the first documents (all where there is no limit). A collective call."""
+        self._read_documents()
         with self._console.progress("scoring", unit="documents") as bar:
 
             def show(done: int, total: int | None) -> None:

@@ -18,22 +18,22 @@ from firstlight.runtime import environment
 
 
 def settings_for_attempt(
-    settings: BaseSettings, given: frozenset[str], runs_dir: Path
+    settings: BaseSettings, given: frozenset[str], runs_dir: Path, *, attempt: int
 ) -> tuple[BaseSettings, frozenset[str], list[str]]:
     """Settings of this attempt, the names that count as given, and a sentence where something was changed.
 
     The first attempt gets back what it brings. A later one resumes the run of the first: the one that is named, else the
     one that `remember_run` noted. Where the first attempt ended before it had a run, this one begins it.
     """
-    restarts = environment.restart_count()
-    if restarts == 0 or settings.resume:
+    if attempt == 1 or settings.resume:
         return settings, given, []
-    attempt = f"attempt {restarts + 1}: torchrun has started the processes again"
-    name = settings.run or remembered_run(runs_dir)
-    if name is None:
-        return settings, given, [f"{attempt}; no run had begun, so one begins now"]
+    again = f"attempt {attempt}: torchrun has started the processes again"
+    # Only what this launch has begun: a name alone may be another run's, which the first attempt has refused to touch.
+    name = remembered_run(runs_dir)
+    if name is None or settings.run not in (None, name):
+        return settings, given, [f"{again}; no run had begun, so one begins now"]
     resumed = replace(settings, run=name, resume=True)
-    return resumed, given | {"run", "resume"}, [f"{attempt}; the run {name} goes on from its newest good checkpoint"]
+    return resumed, given | {"run", "resume"}, [f"{again}; the run {name} goes on from its newest good checkpoint"]
 
 
 def remember_run(runs_dir: Path, name: str) -> None:

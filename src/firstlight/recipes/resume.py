@@ -10,6 +10,7 @@ from firstlight.config import differences, from_dict
 from firstlight.errors import ConfigError, DataError, Problems
 from firstlight.recipes import record as records
 from firstlight.recipes.settings import HORIZONS, RESUME_MAY_CHANGE, BaseSettings, flag
+from firstlight.runtime.channel import Channel
 
 PLANNED = (
     "total_batch_size", "embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "warmup_frac", "warmdown_frac",
@@ -31,6 +32,17 @@ def previous_record(settings: BaseSettings, runs_dir: Path) -> records.RunRecord
         )
     run_dir = runs_dir / settings.run
     return records.read_run(run_dir) if (run_dir / records.RECORD_FILE).exists() else None
+
+
+def check_all_see(previous: records.RunRecord | None, settings: BaseSettings, runs_dir: Path, control: Channel) -> None:
+    """Refuse to go on where some ranks see the run and others do not. Collective. Raises ConfigError on every rank."""
+    seen = [bool(number) for [number] in control.gather_numbers([float(previous is not None)])]
+    if len(set(seen)) > 1:
+        blind = ", ".join(str(rank) for rank, sees in enumerate(seen) if not sees)
+        raise ConfigError(
+            f"the run {settings.run} in {runs_dir} is not seen by rank {blind}",
+            hint="set FIRSTLIGHT_RUNS to a folder on a shared disk, and start all processes with the same command line",
+        )
 
 
 def merge_settings(

@@ -150,13 +150,40 @@ def choose_device(requested: str) -> tuple[torch.device, str]:
             raise ConfigError(f"--device {requested} is not known", hint="one of auto, cpu, cuda, mps")
 
 
+@dataclass(frozen=True)
+class Joined:
+    """The processes have met. store: between them, None for one process. attempt: how many times they were started, from 1."""
+
+    store: Any = None
+    attempt: int = 1
+
+
+def join() -> Joined:
+    """Meet the processes that torchrun describes, if any. Raises TrainingStopped where not all come. A collective call."""
+    own = environment.restart_count() + 1
+    if environment.world_size() == 1:
+        return Joined(attempt=own)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEETING_TIMEOUT_S)))
+    met = meeting.meet(store, rank=rank, world_size=world_size, timeout_s=MEETING_TIMEOUT_S)
+    fresh = dist.PrefixStore(met.word, store)
+    # Rank 0's count for all. It may know better than the store, which is new where no agent keeps it.
+    if rank == 0:
+        fresh.set("attempt", str(max(met.number, own)))
+    return Joined(fresh, int(fresh.get("attempt")))
+
+
 @contextmanager
 def open_runtime(
-    *, device: str = "auto", dtype: str = "auto", num_threads: int | None = None, timeout_s: float = 1800.0
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    num_threads: int | None = None,
+    timeout_s: float = 1800.0,
+    joined: Joined | None = None,
 ) -> Iterator[Runtime]:
     """Choose device and dtype, join the process group that torchrun describes (if any), and close it at the end.
 
-    timeout_s: after which a process that waits for another in a collective gives up with an error.
+    joined: from `join`, where that was needed before. timeout_s: after which a process that waits for another in a collective gives up with an error.
 
     Raises ConfigError for a device or dtype that this machine does not have.
     """
@@ -174,10 +201,8 @@ def open_runtime(
     if world_size > 1:
         backend = "nccl" if chosen_device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
-        store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEETING_TIMEOUT_S)))
-        word = meeting.meet(store, rank=rank, world_size=world_size, timeout_s=MEETING_TIMEOUT_S)
-        store = dist.PrefixStore(word, store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        store = (joined or join()).store
+        dist.init_process_group(backend, store=store, rank=environment.rank(), world_size=world_size, timeout=timeout)
         for_words = [dist.new_group(backend="gloo", timeout=timeout) for _ in range(2)]
         # Ranks must agree on the dtype even if their probes did not.
         choice = torch.tensor([list(DTYPES.values()).index(compute_dtype)], device=chosen_device)

@@ -10,6 +10,8 @@ agree on a word that only the living ones know, and everything after that is kep
     every rank   that finds its own hello in the offer answers            ack/RANK   word
     rank 0       once all have answered with that word                    go         word
 
+Rank 0 also counts the meetings in that store, which is how many times the processes were started, whatever each agent thinks.
+
 A hello that is left from before is replaced when its rank comes up, and rank 0 then offers anew; nobody goes before all that
 are in the offer have answered it.
 """
@@ -19,6 +21,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
 
@@ -27,20 +31,29 @@ from firstlight.errors import TrainingStopped
 POLL_S = 0.02
 
 
-def meet(store: dist.Store, *, rank: int, world_size: int, timeout_s: float) -> str:
-    """A word that all ``world_size`` living processes share, and nothing that was in ``store`` before knows. Collective.
+@dataclass(frozen=True)
+class Meeting:
+    """word: what all living processes share, and nothing that was in the store before knows. number: of this attempt, from 1."""
+
+    word: str
+    number: int
+
+
+def meet(store: dist.Store, *, rank: int, world_size: int, timeout_s: float) -> Meeting:
+    """Agree with the other ``world_size - 1`` living processes. Collective.
 
     Raises TrainingStopped, which names the ranks that did not come, after ``timeout_s``.
     """
     own = uuid.uuid4().hex
     store.set(_key("hello", rank), own)
-    offer: dict[str, str] = {}
+    number = store.add(_key("meetings"), 1) if rank == 0 else 0
+    offer: dict[str, Any] = {}
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         if rank == 0:
             hellos = [_read(store, _key("hello", other)) for other in range(world_size)]
             if all(hellos) and offer.get("hellos") != json.dumps(hellos):
-                offer = {"word": uuid.uuid4().hex, "hellos": json.dumps(hellos)}
+                offer = {"word": uuid.uuid4().hex, "hellos": json.dumps(hellos), "number": number}
                 store.set(_key("offer"), json.dumps(offer))
         else:
             offer = json.loads(_read(store, _key("offer")) or "{}")
@@ -50,7 +63,7 @@ def meet(store: dist.Store, *, rank: int, world_size: int, timeout_s: float) -> 
             if rank == 0 and all(_read(store, _key("ack", other)) == word for other in range(world_size)):
                 store.set(_key("go"), word)
             if _read(store, _key("go")) == word:
-                return word
+                return Meeting(word, offer["number"])
         time.sleep(POLL_S)
     acks = [_read(store, _key("ack", other)) for other in range(world_size)]
     missing = [str(other) for other, ack in enumerate(acks) if ack != offer.get("word") or not ack]

@@ -41,7 +41,7 @@ class Dropped(BaseException):
     """Raised inside work that may be left undone, such as an evaluation, when a stop is asked for."""
 
 
-class _Now(KeyboardInterrupt):
+class Now(KeyboardInterrupt):
     """Raised by a first signal inside `StopRequest.at_once`, which makes an Interrupted of it."""
 
 
@@ -96,7 +96,7 @@ class StopRequest:
         try:
             self._leave_if_asked()
             yield
-        except _Now:
+        except Now:
             self._runtime.leave_word(f"{STOPPED_BY}{self._name()}")
             raise Interrupted(f"stopped by {self._name()} {where()}", hint=GO_ON) from None
         finally:
@@ -144,7 +144,7 @@ class StopRequest:
     def _leave_if_asked(self) -> None:
         if self._is_at_once and self._signal is not None:
             self._is_at_once = False
-            raise _Now
+            raise Now
 
     def _name(self) -> str:
         return signal.Signals(self._signal or 0).name

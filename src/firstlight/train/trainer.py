@@ -132,8 +132,7 @@ class Trainer:
         restore: Callable[[], TrainState | None] | None = None,
     ) -> None:
         self.model, self.optimizer, self.batches = model, optimizer, batches
-        self.runtime, self.horizon = runtime, horizon
-        self.num_micro_batches = num_micro_batches
+        self.runtime, self.horizon, self.num_micro_batches = runtime, horizon, num_micro_batches
         self.num_step_tokens, self.num_step_rows = num_step_tokens, num_step_rows
         self.saves, self.save_every = saves, save_every
         self.sink, self.probes = sink, tuple(probes)
@@ -166,7 +165,11 @@ class Trainer:
         try:
             with self.stop.watching(), _steady_garbage_collector() as collect:
                 return self._loop(state, collect)
+        except guard.Now:
+            # It came after the ranks last agreed; `at_once` around the run leaves word and says which signal and where.
+            raise
         except KeyboardInterrupt:
+            self.runtime.leave_word(f"{guard.STOPPED_BY}SIGINT")
             self.saves.give_up()
             raise Interrupted(f"stopped at once; {self.where_saved()}", hint="go on with --resume") from None
 
@@ -304,12 +307,9 @@ class Trainer:
         what = f"rolled back from step {state.step} to {restored.step}; {num_rows:,} rows of data are passed over"
         self.sink.warn(what)
         self.sink.rewind(restored.step)
-        # The row of the refusal itself is among those that are made again.
-        self.sink.write(
-            "event",
-            restored.step,
-            {"what": f"{what}: {reason}", "num_rows_passed_over": num_rows, "documents": documents},
-        )
+        # The row of the refusal is forgotten with the others. Rows of kind run stay, also where it goes back here once more.
+        facts = {"what": f"{what}: {reason}", "num_rows_passed_over": num_rows, "documents": documents}
+        self.sink.write("run", restored.step, facts)
         self._saved_step = self._checked_step = restored.step
         return replace(
             restored,
@@ -363,6 +363,7 @@ class Trainer:
     def _report(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             if outcome.error is None:
+                self._lost_steps.discard(outcome.step)
                 took = {"copy_s": outcome.copy_s, "waited_s": outcome.waited_s, "write_s": outcome.write_s}
                 self.sink.write("save", outcome.step, {**took, "bytes": outcome.num_bytes})
                 continue

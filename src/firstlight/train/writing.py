@@ -228,8 +228,11 @@ class _Save:
         try:
             heard = [json.loads(text) for text in self.channel.gather_texts(said)]
         except Exception as error:
+            # Another may have ended between the rename and its answer.
+            is_there = not self.temporary.exists() and (self.directory / checkpoint_name(self.step)).is_dir()
+            became = "may be whole" if is_there else "is not saved"
             raise ProcessesApart(
-                f"the checkpoint of step {self.step} is not saved, the processes cannot reach each other: {error}",
+                f"the checkpoint of step {self.step} {became}, the processes cannot reach each other: {error}",
                 hint="one of them has ended or hangs; end the others, and go on with --resume",
             ) from error
         if any(other["step"] != self.step for other in heard):
