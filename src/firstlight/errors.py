@@ -16,10 +16,11 @@ from __future__ import annotations
 class FirstlightError(Exception):
     """A mistake or condition that is reported to the user: ``what`` is wrong, and in ``hint`` what would be right.
 
-    ends_at_once: after the report the process has to end by `os._exit`: a thread of a library waits for what will not come.
+    is_same_on_all_ranks: every process raises it with these words; one need report it. ends_at_once: after the report the process has to end by `os._exit`: a thread of a library waits for what will not come.
     """
 
     exit_code = 1
+    is_same_on_all_ranks = False
     ends_at_once = False
 
     def __init__(self, what: str, *, hint: str = "") -> None:

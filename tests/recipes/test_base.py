@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -315,3 +316,15 @@ def test_disk_too_small_for_the_checkpoints_is_refused_before_step_0(tiny, monke
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
     with pytest.raises(ConfigError, match="checkpoints need"):
         base.train_base(replace(tiny, run="x"))
+
+
+def test_a_copied_run_goes_on_in_the_copy_and_leaves_the_first_alone(tiny, own_folders):
+    base.train_base(replace(tiny, run="first", num_iterations=8))
+    shutil.copytree(own_folders / "first", own_folders / "copy")
+    before = {path: path.read_bytes() for path in (own_folders / "first").rglob("*") if path.is_file()}
+    given = frozenset({"run", "resume", "num_iterations"})
+    record = base.train_base(replace(tiny, run="copy", resume=True, num_iterations=12), given=given)
+    assert record.name == "copy"
+    assert record.final["steps"] == 12
+    assert (own_folders / "copy" / "checkpoints" / "step_00000012").is_dir()
+    assert {path: path.read_bytes() for path in (own_folders / "first").rglob("*") if path.is_file()} == before

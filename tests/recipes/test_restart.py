@@ -18,6 +18,7 @@ def attempt(monkeypatch):
 
     def become(restarts: int, launch: str | None = "abc") -> None:
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "5")
         if launch is None:
             monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         else:
@@ -100,3 +101,10 @@ def test_the_note_is_no_run_in_the_list_and_goes_away_with_the_run(attempt, tmp_
     assert (tmp_path / ".launch-abc").exists()
     forget_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_nothing_is_noted_where_no_attempt_can_follow(attempt, tmp_path, monkeypatch):
+    attempt(0)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    remember_run(tmp_path, "mine")
+    assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,15 @@ import pytest
 from ranks import run_ranks
 
 from firstlight.errors import ConfigError, DataError
-from firstlight.recipes.record import new_record
-from firstlight.recipes.resume import check_all_see, check_identity, keep_planned, merge_settings, previous_record
+from firstlight.recipes.record import new_record, new_run_dir, write_run
+from firstlight.recipes.resume import (
+    check_all_see,
+    check_begins,
+    check_identity,
+    keep_planned,
+    merge_settings,
+    previous_record,
+)
 from firstlight.recipes.settings import BaseSettings
 
 SAVED = BaseSettings(run="mine", depth=3, num_iterations=100, data="texts", seed=9, save_every=10)
@@ -106,3 +113,13 @@ def test_a_run_that_one_process_does_not_see_is_refused_on_all():
     said = run_ranks(seen_by_rank_0_only, 2)
     assert len(set(said)) == 1
     assert "is not seen by rank 1" in said[0]
+
+
+def test_a_name_that_no_run_has_is_refused_where_nothing_else_is_said(tmp_path):
+    write_run(new_run_dir(tmp_path, "mine"), new_record("mine"))
+    asked = BaseSettings(run="mien", resume=True)
+    with pytest.raises(ConfigError, match="there is no run mien; did you mean mine"):
+        check_begins(None, asked, tmp_path, given=frozenset({"run", "resume"}))
+    # A job script says all of it each time, and means it.
+    check_begins(None, asked, tmp_path, given=frozenset({"run", "resume", "minutes"}))
+    check_begins(new_record("mien"), asked, tmp_path, given=frozenset({"run", "resume"}))

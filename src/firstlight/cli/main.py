@@ -10,6 +10,7 @@ from cyclopts import App
 
 from firstlight import __version__
 from firstlight.errors import FirstlightError
+from firstlight.runtime import environment
 
 app = App(
     name="firstlight",
@@ -68,7 +69,8 @@ def run(arguments: list[str]) -> int:
     try:
         app(arguments)
     except FirstlightError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.is_same_on_all_ranks or environment.rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
         if error.ends_at_once:
             sys.stdout.flush()
             sys.stderr.flush()

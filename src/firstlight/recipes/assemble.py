@@ -74,7 +74,9 @@ def assemble(
     scaler = LossScaler() if runtime.compute_dtype == torch.float16 else None
     hidden = compiled_hidden(model) if compiled and not is_sharded else model.hidden
     if is_sharded:
-        notes.append(f"weights are cut into rows over {runtime.world_size} processes (FSDP2)")
+        notes.append(
+            f"weights are cut into rows over {runtime.world_size} processes (FSDP2); no two hold the same, so --check-replicas-every does nothing"
+        )
         if compiled:
             sharding.compile_blocks(model)
     return Parts(model, MuonAdamW(groups, runtime), hidden, compiled, scaler, notes)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from firstlight.data.loader import Loader
-from firstlight.errors import DataError, FirstlightError, Interrupted, TrainingStopped
+from firstlight.errors import CheckpointError, DataError, FirstlightError, Interrupted, TrainingStopped
 from firstlight.eval.samples import default_prompts
 from firstlight.model import sharding
 from firstlight.recipes import preflight, restart, resume
@@ -85,13 +85,14 @@ def train_base(settings: BaseSettings, *, given: frozenset[str] = frozenset()) -
     ) as runtime:  # fmt: skip
         console = Console(is_main=runtime.is_main, is_terminal=environment.is_terminal())
         resume.check_all_see(previous, settings, runs_dir, runtime.control)
+        resume.check_begins(previous, settings, runs_dir, given=given)
         if settings.resume and previous is None:
             changes.append(f"--resume: there is no run {settings.run} yet, so it starts now")
         run = _BaseRun(settings, runs_dir, runtime, console, previous=previous, started_s=started_s)
         for sentence in (*runtime.notes, *changes):
             run.note(sentence)
         stop = run.stop
-        with stop.watching(), stop.at_once(run.where_stopped), naming_lost_peers(runtime, run.where_saved):
+        with stop.watching(), naming_lost_peers(runtime, run.where_saved), stop.at_once(run.where_stopped):
             record = run.run()
         # All have come to the end: a rank that failed now would have to find the run again.
         with naming_lost_peers(runtime, run.where_saved):
@@ -154,7 +155,7 @@ class _BaseRun:
             self.start_record(plan, data)
             try:
                 # Here too, so that the record says what the user is told.
-                with self.stop.at_once(self.where_stopped), naming_lost_peers(self.runtime, self.where_saved):
+                with naming_lost_peers(self.runtime, self.where_saved), self.stop.at_once(self.where_stopped):
                     return self.train(plan, data)
             except (Interrupted, TrainingStopped) as error:
                 self.keeper.close("stopped", f"ended: {error.what}")
@@ -187,7 +188,8 @@ class _BaseRun:
 
     def make_run_dir(self) -> Path:
         if self.previous is not None:
-            return self.runs_dir / self.previous.name
+            # The folder that was named, also where it is a copy that still says another name.
+            return self.runs_dir / (self.settings.run or self.previous.name)
         name = ""
         if self.runtime.is_main:
             prefix = records.name_prefix(self.settings.depth, self.settings.data)
@@ -299,7 +301,11 @@ class _BaseRun:
 
         restore = partial(self.restore, parts, saves, spike)
 
-        start = (restore() if self.previous is not None else None) or TrainState()
+        try:
+            start = (restore() if self.previous is not None else None) or TrainState()
+        except CheckpointError:
+            self.keeper.put_back(self.previous)
+            raise
         if self.previous is not None and start.step == 0:
             console.say(f"{self.run_dir} has no checkpoint yet: it starts from its first step")
         watchdog = Watchdog(
@@ -351,6 +357,7 @@ class _BaseRun:
                 SampleProbe(
                     data.tokenizer, default_prompts(settings.data), every=plan.sample_every, console=console,
                     runtime=runtime, in_lockstep=is_sharded, beat=watchdog.beat,
+                    should_stop=lambda: self.stop.requested,
                 ),
             ]  # fmt: skip
             trainer = Trainer(
@@ -372,6 +379,7 @@ class _BaseRun:
             torch.manual_seed(settings.seed)
             set_rng_tensors(self.rng, runtime.device)
             stack.enter_context(watchdog)
+            self.phase = "while training"
             end = trainer.fit(start)
             self.phase = "in the final score, after training"
             sink.finish_steps()

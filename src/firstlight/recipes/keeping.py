@@ -37,7 +37,8 @@ class RecordKeeper:
         if previous is None:
             self.record = records.new_record(run_dir.name, **facts)
         else:
-            self.record = records.updated(previous, **facts)
+            # A folder that was copied or renamed goes on under its own name.
+            self.record = records.updated(previous, **facts, name=run_dir.name)
             self.notes = list(dict.fromkeys((*previous.notes, *self.notes)))
         self.save()
 
@@ -53,6 +54,11 @@ class RecordKeeper:
                 f"{self.run_dir / records.RECORD_FILE} could not be written: {error.strerror or error}",
                 hint="make room or allow writing there; checkpoints that were saved stay good, go on with --resume",
             ) from error
+
+    def put_back(self, previous: records.RunRecord | None) -> None:
+        """The launch could not go on from what is there: its settings are not those of the run."""
+        if previous is not None:
+            self.record = records.updated(self.record, config=previous.config)
 
     def close(self, status: str, sentence: str) -> None:
         """Note how the run ended; what goes wrong here must not hide the error that ended it."""

@@ -17,6 +17,10 @@ from firstlight.train.plan import Horizon, Plan, make_plan
 # Share of the measured matmul rate that a whole training step reaches; only estimates printed before the run rest on it.
 EXPECTED_MFU = 0.5
 
+NEVER_NEGATIVE = (
+    "hang_timeout", "nonfinite_limit", "check_replicas_every", "save_every", "eval_every", "sample_every", "eval_documents",
+)  # fmt: skip
+
 
 def horizon_of(settings: BaseSettings) -> Horizon | None:
     """The one horizon that is set, or None. Raises ConfigError for two or more, naming them."""
@@ -60,6 +64,7 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
 
     Raises ConfigError that names every mistake.
     """
+    _refuse_negative(settings)
     if settings.fp8:
         check_fp8(runtime.device, runtime.compute_dtype)
         if settings.shard_weights:
@@ -92,7 +97,7 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
         eval_every=settings.eval_every,
         sample_every=settings.sample_every,
         save_every=settings.save_every,
-        world_size=world_size or runtime.world_size,
+        world_size=runtime.world_size if world_size is None else world_size,
         flops_per_s=rate,
         memory_bytes=memory_bytes,
         compute_bytes=runtime.compute_dtype.itemsize,
@@ -105,6 +110,15 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
             seq_len=settings.max_seq_len or seq_len_for(settings.depth),
         )[0],
     )
+
+
+def _refuse_negative(settings: BaseSettings) -> None:
+    problems = Problems()
+    for name in NEVER_NEGATIVE:
+        value = getattr(settings, name)
+        if value is not None and value < 0:
+            problems.add(f"{flag(name)} {value} is below 0", hint="0 turns it off")
+    problems.raise_if_any()
 
 
 def with_vocabulary_of_tokenizer(settings: BaseSettings) -> BaseSettings:

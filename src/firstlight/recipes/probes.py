@@ -18,6 +18,7 @@ from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
 from firstlight.tokens.bpe import Tokenizer
 from firstlight.tokens.document import Document
+from firstlight.train.guard import Dropped
 
 NUM_SHOWN = 3
 SHOWN_CHARACTERS = 160
@@ -153,11 +154,14 @@ class SampleProbe:
         runtime: Runtime,
         in_lockstep: bool = False,
         beat: Callable[[str], None] = lambda phase: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """in_lockstep: all ranks continue all prompts, because each forward pass needs all of them (sharded weights)."""
+        """should_stop: looked at between prompts where there are several ranks; where it is true on any, all raise Dropped.
+        in_lockstep: all ranks continue all prompts, because each forward pass needs all of them (sharded weights)."""
         self._tokenizer, self._prompts = tokenizer, prompts
         self._every, self._console = every, console
         self._runtime, self._in_lockstep, self._beat = runtime, in_lockstep, beat
+        self._should_stop = should_stop
 
     def due(self, step: int, is_last: bool) -> bool:
         return is_last or (self._every > 0 and step > 0 and step % self._every == 0)
@@ -174,22 +178,33 @@ class SampleProbe:
 
         A collective call. Raises on every rank what went wrong on any.
         """
-        rank, world_size = self._runtime.rank, self._runtime.world_size
+        world_size = 1 if self._in_lockstep else self._runtime.world_size
+        rank = 0 if self._in_lockstep else self._runtime.rank
         mine: dict[str, Any] = {}
         problem: Exception | None = None
-        try:
-            for index, prompt in enumerate(self._prompts):
-                if not self._in_lockstep and index % world_size != rank:
-                    continue
-                self._beat(f"sampling, prompt {index + 1} of {len(self._prompts)}")
+        for first in range(0, len(self._prompts), world_size):
+            # All ranks go round equally often, so a signal to any of them is known to all after one prompt.
+            if self._runtime.world_size > 1 and self._runtime.control.largest(float(self._should_stop())):
+                raise Dropped
+            index = first + rank
+            if problem is not None or index >= len(self._prompts):
+                continue
+            self._beat(f"sampling, prompt {index + 1} of {len(self._prompts)}")
+            try:
                 # A seed for each prompt: the text must not depend on who makes it.
                 sample = sample_prompts(
-                    model, self._tokenizer, [prompt], max_new_tokens=48, temperature=0.8, top_k=50, seed=1337 + index
+                    model,
+                    self._tokenizer,
+                    [self._prompts[index]],
+                    max_new_tokens=48,
+                    temperature=0.8,
+                    top_k=50,
+                    seed=1337 + index,
                 )[0]
                 mine[str(index)] = {"prompt": sample.prompt, "completion": sample.text}
-        except Exception as error:
-            problem = error
-            mine = {"problem": f"rank {rank}: {type(error).__name__}: {error}"}
+            except Exception as error:
+                problem = error
+                mine = {"problem": f"rank {self._runtime.rank}: {type(error).__name__}: {error}"}
         gathered = [json.loads(text) for text in self._runtime.control.gather_texts(json.dumps(mine))]
         if problem is not None:
             raise problem

@@ -199,6 +199,12 @@ def name_prefix(depth: int, data: str) -> str:
     return f"d{depth}-" + "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem)
 
 
+def did_you_mean(name: str, runs_dir: Path) -> str:
+    """Words that name the runs that ``name`` may be a slip for, or nothing."""
+    near = difflib.get_close_matches(name, [record.name for record in list_runs(runs_dir)], n=2)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
 def new_run_dir(runs_dir: Path, name: str | None, *, prefix: str = "run") -> Path:
     """Make the folder of a new run: of the given name, or the first free one of ``prefix-1``, ``prefix-2``, ...
 

@@ -37,12 +37,12 @@ def settings_for_attempt(
 
 
 def remember_run(runs_dir: Path, name: str) -> None:
-    """Note the name of this launch's run for its later attempts; without torchrun nothing. Called by rank 0.
+    """Note the name of this launch's run for its later attempts, where there may be any. Called by rank 0.
 
     Raises OSError where the folder of the runs cannot be written.
     """
     path = launch_file(runs_dir)
-    if path is not None:
+    if path is not None and environment.max_restarts() > 0:
         write_durably(path, f"{name}\n".encode())
 
 

@@ -45,6 +45,17 @@ def check_all_see(previous: records.RunRecord | None, settings: BaseSettings, ru
         )
 
 
+def check_begins(
+    previous: records.RunRecord | None, settings: BaseSettings, runs_dir: Path, *, given: frozenset[str]
+) -> None:
+    """Refuse --resume with nothing but a name that no run has: a slip must not begin a run of default length."""
+    if settings.resume and previous is None and given and given <= {"run", "resume"}:
+        raise ConfigError(
+            f"--resume: there is no run {settings.run}" + records.did_you_mean(settings.run or "", runs_dir),
+            hint="to begin a run of that name, give a horizon or --data as well; `firstlight runs list` shows all",
+        )
+
+
 def merge_settings(
     settings: BaseSettings, *, given: frozenset[str], previous: records.RunRecord
 ) -> tuple[BaseSettings, list[str]]:
@@ -60,17 +71,19 @@ def merge_settings(
         saved = replace(saved, **nothing)
     wanted = replace(saved, **{name: getattr(settings, name) for name in given | {"resume"}})
     problems = Problems()
-    changes = []
-    for name, old, new in differences(asdict(before), asdict(wanted)):
-        if name in ("run", "resume"):
-            continue
-        if name in RESUME_MAY_CHANGE:
-            changes.append(f"resumed with {flag(name)} {new} (was {old})")
-        else:
-            problems.add(
-                f"{flag(name)} {new}: the run {previous.name} was started with {old}, and this cannot change",
-                hint=f"leave it away, or start another run; what may change: {MAY_CHANGE}",
-            )
+    changed = [each for each in differences(asdict(before), asdict(wanted)) if each[0] not in ("run", "resume")]
+    changes = [
+        f"resumed with {flag(name)} {new} (was {old})" for name, old, new in changed if name in RESUME_MAY_CHANGE
+    ]
+    refused = [each for each in changed if each[0] not in RESUME_MAY_CHANGE]
+    for name, old, new in refused:
+        problems.add(
+            f"{flag(name)} {new}: the run {previous.name} was started with {old}, and this cannot change",
+            # Once, after the last.
+            hint=f"leave it away, or start another run; what may change: {MAY_CHANGE}"
+            if name == refused[-1][0]
+            else "",
+        )
     problems.raise_if_any()
     return wanted, changes
 

@@ -124,7 +124,7 @@ RESUME_MAY_CHANGE = frozenset({
     "run", "resume", "num_iterations", "tokens", "flops", "minutes", "tokens_per_param", "device_batch_size", "eval_every",
     "eval_documents", "sample_every", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
     "activation_checkpointing", "threads", "workers", "nonfinite_limit", "async_save", "hang_timeout",
-    "check_replicas_every", "shard_weights",
+    "check_replicas_every", "shard_weights", "spike", "grad_clip",
 })  # fmt: skip
 """Settings that a resumed run may change (each change is logged). The others would make it another run and are refused."""
 

@@ -144,7 +144,7 @@ def open_sink(
             if metrics.cut_bytes:
                 console.say(f"metrics.jsonl: the last line was cut short by {metrics.cut_bytes} bytes and is dropped")
             if removed := metrics.rewind(rewind_to):
-                console.say(f"metrics.jsonl: {removed} rows from step {rewind_to} on will be made again")
+                console.say(f"metrics.jsonl: {removed} steps from step {rewind_to} on will be made again")
         with console.training(plan.num_steps, every_steps=log_every) as steps:
             yield RunSink(run_dir, metrics, opened, steps, console, plan=plan, horizon=horizon, peak_flops_per_s=peak)
     finally:

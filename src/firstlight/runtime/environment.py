@@ -33,6 +33,11 @@ def restart_count() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def max_restarts() -> int:
+    """How often torchrun may start these processes again; 0 without torchrun."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+
+
 def launch_id() -> str | None:
     """Name of this launch, the same for all its processes and restarts; None where torchrun did not start this one.
 

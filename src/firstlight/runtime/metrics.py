@@ -114,15 +114,16 @@ class MetricsLog:
         """Forget what lies at or after ``step`` updates done, before a run continues from its checkpoint there.
 
         Removes every row whose step is ``step`` or more; rows without a step and rows of kind ``run`` (the history of
-        starts and stops) stay. The file is replaced in one move. Returns the number of rows removed.
+        starts and stops) stay. The file is replaced in one move. Returns the number of steps (rows of kind ``train``) removed.
         """
         kept: list[bytes] = []
-        removed = 0
+        removed = steps = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
             row = _parse(line)
             at = row.get("step") if row else None
             if row and row.get("kind") != "run" and isinstance(at, int) and at >= step:
                 removed += 1
+                steps += row.get("kind") == "train"
             else:
                 kept.append(line)
         if removed:
@@ -134,7 +135,7 @@ class MetricsLog:
             self._file.close()
             os.replace(temporary, self.path)
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-        return removed
+        return steps
 
     def close(self) -> None:
         self._file.close()

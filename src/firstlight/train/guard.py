@@ -96,7 +96,11 @@ class StopRequest:
         try:
             self._leave_if_asked()
             yield
-        except Now:
+        except Now as now:
+            lost = now.__context__
+            if lost is not None and peer_lost(lost):
+                # The signal is torchrun's, after another process has ended; it came while this one was about to say so.
+                raise lost from None
             self._runtime.leave_word(f"{STOPPED_BY}{self._name()}")
             raise Interrupted(f"stopped by {self._name()} {where()}", hint=GO_ON) from None
         finally:
@@ -226,6 +230,6 @@ def check_skips(state: TrainState, *, limit: int, reason: str | None, last_good:
     if limit and state.num_skipped_in_a_row >= limit:
         raise TrainingStopped(
             f"{state.num_skipped_in_a_row} updates in a row were refused, the last at step {state.step - 1}: {reason}",
-            hint=f"weights and optimizer are as before them; {last_good}. Lower the rates or --grad-clip, look at the "
-            "documents named in metrics.jsonl, or raise --nonfinite-limit",
+            hint=f"weights and optimizer are as before them; {last_good}. Look at the documents named in "
+            "metrics.jsonl; go on with a lower --grad-clip or a higher --nonfinite-limit, or start another run with lower rates",
         )

@@ -179,6 +179,8 @@ def make_plan(
     def line(name: str, value: str, reason: str) -> None:
         lines.append(PlanLine(name, value, reason))
 
+    if world_size < 1:
+        problems.add(f"--world-size {world_size} is too small", hint="a run has 1 process at least")
     if depth < 1:
         problems.add(f"--depth {depth} is too small", hint="the smallest depth is 1; 4 trains in minutes on a CPU")
     positive = {
@@ -195,7 +197,7 @@ def make_plan(
     for flag, value in fractions.items():
         if value is not None and not 0 <= value <= 1:
             problems.add(f"{flag} {value} is outside 0 to 1")
-    if (warmup_frac or 0) + (warmdown_frac or 0) > 1:
+    if warmup_frac and warmdown_frac and max(warmup_frac, warmdown_frac) <= 1 < warmup_frac + warmdown_frac:
         problems.add(f"--warmup-frac {warmup_frac} and --warmdown-frac {warmdown_frac} add up to more than the run")
     for flag, value in {"--weight-decay": weight_decay, "--grad-clip": grad_clip}.items():
         if value is not None and value < 0:

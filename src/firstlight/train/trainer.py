@@ -190,10 +190,12 @@ class Trainer:
             if signal_name:
                 self.finish_saving()
                 self.sink.write("event", state.step, {"what": f"stopped by {signal_name}"})
-                raise Interrupted(
+                stopped = Interrupted(
                     f"stopped by {signal_name} after {state.step} steps, {self.where_saved()}",
                     hint="go on with the same command and --resume",
                 )
+                stopped.is_same_on_all_ranks = True
+                raise stopped
             try:
                 with self.stop.droppable():
                     state = self.probe(state, is_last=is_last, collect=collect)
@@ -222,9 +224,8 @@ class Trainer:
         differences = replicas.find_differences(self.model.named_parameters(), self.runtime)
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-            what = (
-                f"the processes' weights are no longer the same before step {step}: {'; '.join(differences[:3])}{more}"
-            )
+            what = f"the processes' weights are no longer the same before step {step}: "
+            what += f"{'; '.join(differences[:3])}{more}"
             self.sink.write("event", step, {"what": what, "tensors": differences})
             raise TrainingStopped(
                 what,
@@ -296,7 +297,7 @@ class Trainer:
         if state.num_rollbacks >= MOST_ROLLBACKS:
             raise TrainingStopped(
                 f"the loss has spiked again after {state.num_rollbacks} rollbacks, the last time at step {state.step - 1}",
-                hint=f"{self.where_saved()}. Lower the rates, look at the documents named in metrics.jsonl, or use --spike skip",
+                hint=f"{self.where_saved()}. Look at the documents named in metrics.jsonl; go on with --spike skip, or start another run with lower rates",
             )
         self.guards.beat("going back to a checkpoint")
         restored = self.restore() if self.restore else None
