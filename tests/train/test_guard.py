@@ -336,13 +336,15 @@ def test_the_limit_of_refusals_ends_the_run_and_says_why_and_where_to_go_on():
 
 def test_a_lost_process_is_told_also_where_torchruns_signal_comes_while_it_is_being_told():
     runtime = replace(CPU, world_size=2)
-    with StopRequest(CPU).watching() as stop, pytest.raises(TrainingStopped, match="another process has ended"):  # noqa: PT012
-        with (
-            naming_lost_peers(runtime, lambda: "the last good checkpoint is a"),
-            stop.at_once(lambda: "while training"),
-        ):
-            try:
-                raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
-            finally:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(0.1)
+    lost = pytest.raises(TrainingStopped, match="another process has ended")
+    with (
+        StopRequest(CPU).watching() as stop,
+        lost,
+        naming_lost_peers(runtime, lambda: "a"),
+        stop.at_once(lambda: "now"),
+    ):
+        try:
+            raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
