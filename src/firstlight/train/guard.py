@@ -98,7 +98,9 @@ class StopRequest:
             yield
         except Now as now:
             lost = now.__context__
-            if lost is not None and peer_lost(lost):
+            while lost is not None and not peer_lost(lost):
+                lost = lost.__context__
+            if lost is not None:
                 # The signal is torchrun's, after another process has ended; it came while this one was about to say so.
                 raise lost from None
             self._runtime.leave_word(f"{STOPPED_BY}{self._name()}")
