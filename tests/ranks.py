@@ -5,6 +5,7 @@ Processes are forked from a server that has torch loaded already, so one starts 
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import queue
@@ -12,7 +13,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -93,3 +94,19 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
                 process.kill()
     assert not problems, "\n".join(problems)
     return [values[rank] for rank in range(world_size)]
+
+
+def joined(parts: Sequence[Mapping[str, Any]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Whole arrays from what the ranks hold under NAME or NAME[start:stop]; each element is held exactly once."""
+    import numpy as np
+
+    whole = {name: np.full(math.prod(shape), np.nan, dtype=np.float32) for name, shape in shapes.items()}
+    for part in parts:
+        for key, array in part.items():
+            name, _, place = key.partition("[")
+            start, stop = map(int, place[:-1].split(":")) if place else (0, array.size)
+            assert np.isnan(whole[name][start:stop]).all(), f"{key} is held twice"
+            whole[name][start:stop] = array.reshape(-1)
+    for name, array in whole.items():
+        assert not np.isnan(array).any(), f"a part of {name} is held by nobody"
+    return {name: array.reshape(shapes[name]) for name, array in whole.items()}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import joined, run_ranks
 
 from firstlight.data.batch import Batch, Position
 from firstlight.errors import CheckpointError
@@ -130,20 +129,6 @@ def score_after_a_pass_cut_short(model, runtime):
     hook.remove()
     sharding.drop_pass(model)
     return score(model, runtime)
-
-
-def joined(parts, shapes):
-    """Whole tensors from what the ranks hold; each element is held exactly once."""
-    whole = {name: np.full(math.prod(shape), np.nan, dtype=np.float32) for name, shape in shapes.items()}
-    for part in parts:
-        for key, array in part.items():
-            name, _, place = key.partition("[")
-            start, stop = map(int, place[:-1].split(":")) if place else (0, array.size)
-            assert np.isnan(whole[name][start:stop]).all(), f"{key} is held twice"
-            whole[name][start:stop] = array.reshape(-1)
-    for name, array in whole.items():
-        assert not np.isnan(array).any(), f"a part of {name} is held by nobody"
-    return {name: array.reshape(shapes[name]) for name, array in whole.items()}
 
 
 def close(found, expected, atol):

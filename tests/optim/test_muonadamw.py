@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import joined, run_ranks
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -307,20 +307,6 @@ def one_rank(saved):
             hyper = Hyper(grad_clip=1.0, weight_decay=0.1)
             norms.append(float(take_step(parameters, optimizer, grads, hyper, grad_scale=0.5).grad_norm))
     return parameters, optimizer, norms
-
-
-def joined(states, shapes):
-    """Whole state tensors from what the ranks hold; each element is held exactly once."""
-    whole = {name: np.full(math.prod(shape), np.nan, dtype=np.float32) for name, shape in shapes.items()}
-    for state in states:
-        for key, array in state.items():
-            name, _, part = key.partition("[")
-            start, stop = map(int, part[:-1].split(":")) if part else (0, array.size)
-            assert np.isnan(whole[name][start:stop]).all(), f"{key} is held twice"
-            whole[name][start:stop] = array.reshape(-1)
-    for name, array in whole.items():
-        assert not np.isnan(array).any(), f"a part of {name} is held by nobody"
-    return {name: array.reshape(shapes[name]) for name, array in whole.items()}
 
 
 # Five ranks for six matrices: some hold one and some two; the vocabulary of 37 divides by none of them.

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import joined, run_ranks
 from torch import nn
 
 from firstlight.optim.groups import make_groups
@@ -148,20 +148,6 @@ def updates_of_one(saved):
             parameters[name].grad = grad
         norms.append(optimizer.step(HYPER, grad_scale=0.5).grad_norm)
     return parameters, optimizer, norms
-
-
-def joined(states, shapes):
-    """Whole state tensors from what the ranks hold; each element is held exactly once."""
-    whole = {name: np.full(math.prod(shape), np.nan, dtype=np.float32) for name, shape in shapes.items()}
-    for state in states:
-        for key, array in state.items():
-            name, _, part = key.partition("[")
-            start, stop = map(int, part[:-1].split(":")) if part else (0, array.size)
-            assert np.isnan(whole[name][start:stop]).all(), f"{key} is held twice"
-            whole[name][start:stop] = array.reshape(-1)
-    for name, array in whole.items():
-        assert not np.isnan(array).any(), f"a part of {name} is held by nobody"
-    return {name: array.reshape(shapes[name]) for name, array in whole.items()}
 
 
 def assert_equal_to_one(found, saved):

@@ -7,46 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "bird",
-    "tree",
-    "house",
-    "river",
-    "stone",
-    "light",
-    "wind",
-    "saw",
-    "found",
-    "lost",
-    "kept",
-    "made",
-    "gave",
-    "under",
-    "over",
-    "beside",
-    "small",
-    "old",
-    "green",
-    "quiet",
-    "quick",
-    "then",
-    "because",
-    "while",
-    "never",
-    "always",
-    "slowly",
-    "again",
-    "and",
-    "but",
-    "so",
-    "when",
-    "where",
-]
+from words import WORDS
 
 
 def tiny_texts(num: int, *, seed: int) -> list[str]:

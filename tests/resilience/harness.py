@@ -24,52 +24,13 @@ from typing import Any
 import torch
 from ranks import free_port, server, set_place
 from safetensors.torch import load_file
+from words import WORDS
 
 from firstlight.recipes.settings import BaseSettings
 
 NUM_STEPS = 20
 NUM_ROWS = 12
 """Rows of a step: a number that 1, 2, 3 and 4 processes can share."""
-
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "bird",
-    "tree",
-    "house",
-    "river",
-    "stone",
-    "light",
-    "wind",
-    "saw",
-    "found",
-    "lost",
-    "kept",
-    "made",
-    "gave",
-    "under",
-    "over",
-    "beside",
-    "small",
-    "old",
-    "green",
-    "quiet",
-    "quick",
-    "then",
-    "because",
-    "while",
-    "never",
-    "always",
-    "slowly",
-    "again",
-    "and",
-    "but",
-    "so",
-    "when",
-    "where",
-]
 
 
 @dataclass(frozen=True)
