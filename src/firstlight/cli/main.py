@@ -10,7 +10,6 @@ from cyclopts import App
 
 from firstlight import __version__
 from firstlight.errors import FirstlightError
-from firstlight.runtime import environment
 
 app = App(
     name="firstlight",
@@ -69,6 +68,8 @@ def run(arguments: list[str]) -> int:
     try:
         app(arguments)
     except FirstlightError as error:
+        from firstlight.runtime import environment
+
         if not error.is_same_on_all_ranks or environment.rank() == 0:
             print(f"error: {error}", file=sys.stderr)
         if error.ends_at_once:
