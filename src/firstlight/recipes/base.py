@@ -421,7 +421,8 @@ class _BaseRun:
         loss_nats: float | None,
         max_tokens: int | None,
     ) -> None:
-        result = validation.score(parts.model, max_tokens=max_tokens)
+        limit = self.settings.final_documents or None
+        result = validation.score(parts.model, max_documents=limit, max_tokens=max_tokens)
         row = validation.facts(result)
         sink.write("eval", end.step, {**row, "final": True})
         self.console.say(f"final val bpb: {result.describe()} (validation set {validation.content_hash[:12]})")

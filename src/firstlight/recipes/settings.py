@@ -30,7 +30,7 @@ class BaseSettings:
 
     depth: int = 4
     """The dial: layers; width, heads, vocabulary, batch and rates follow from it."""
-    preset: Literal["classic", "modern"] = "modern"
+    preset: Literal["classic", "modern", "portable"] = "modern"
     """Architecture: modern, or classic (the plain GPT that the nanochat type of transformers reads)."""
     vocab_size: int | None = None
     """Ids of the tokenizer, special tokens included. [from depth]"""
@@ -77,6 +77,8 @@ class BaseSettings:
     """Steps between validation scores (0: only at the end). [ten a run]"""
     eval_documents: int = 100
     """Validation documents scored during the run (the final score takes all; 0: all each time)."""
+    final_documents: int = 0
+    """Validation documents of the final score (0: all, or those for which --minutes has time)."""
     sample_every: int | None = None
     """Steps between samples (0: only at the end). [four a run]"""
     save_every: int | None = None
@@ -122,7 +124,7 @@ class BaseSettings:
 
 RESUME_MAY_CHANGE = frozenset({
     "run", "resume", "num_iterations", "tokens", "flops", "minutes", "tokens_per_param", "device_batch_size", "eval_every",
-    "eval_documents", "sample_every", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
+    "eval_documents", "final_documents", "sample_every", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
     "activation_checkpointing", "threads", "workers", "nonfinite_limit", "async_save", "hang_timeout",
     "check_replicas_every", "shard_weights", "spike", "grad_clip",
 })  # fmt: skip
