@@ -35,7 +35,6 @@ WITHOUT_A_TEST_FILE = {
     "data/batch.py": "two frozen dataclasses; used in every test of the loader and of the step",
     "data/sources/base.py": "protocol types; used in every test under tests/data/sources",
     "recipes/report_samples.py": "part of the report; tests/recipes/test_report.py has its tests",
-    "recipes/report_svg.py": "part of the report; tests/recipes/test_report.py has its tests",
     "recipes/report_style.py": "constants; tests/recipes/test_report.py renders them",
     "recipes/settings.py": "defaults and their help; tests/cli/test_train.py reads them",
 }

@@ -118,26 +118,34 @@ footer{color:var(--soft);font-size:13.5px;padding-top:34px;padding-bottom:40px}
 """
 )
 
-# Reads the curve's own path back, so the page carries its numbers once. Without scripts the page is complete.
+# Reads the curves' own paths back, so the page carries its numbers once. Without scripts the page is complete.
 HOVER_JS = """
 document.querySelectorAll('.chart').forEach(chart=>{
- const plot=chart.querySelector('.plot'),path=plot&&[...plot.querySelectorAll('.curve')].pop();if(!path)return;
- const points=path.getAttribute('d').slice(1).split('L').map(p=>p.split(',').map(Number));
- const [x0,x1,y0,y1]=plot.dataset.range.split(' ').map(Number),[left,w,h]=plot.dataset.box.split(' ').map(Number);
+ const plot=chart.querySelector('.plot');if(!plot)return;
+ let curves=[...plot.querySelectorAll('.curve:not(.faint)')];
+ if(!curves.length)curves=[...plot.querySelectorAll('.curve')];if(!curves.length)return;
+ if(!curves[0].closest('g'))curves=curves.slice(-1);
+ const points=curves.flatMap(c=>{const g=c.closest('g');return c.getAttribute('d').slice(1).split('L').map(p=>
+ [...p.split(',').map(Number),g?g.dataset.name:'',g?g.getAttribute('class'):''])});
+ const [x0,x1,y0,y1]=plot.dataset.range.split(' ').map(Number),[left,w,h]=plot.dataset.box.split(' ').map(Number),
+ [xl,yl]=plot.dataset.log.split(' ').map(Number),between=(a,b,f,log)=>log?a*(b/a)**f:a+f*(b-a);
  const make=(tag)=>document.createElementNS(chart.namespaceURI,tag),group=make('g'),line=make('line'),
  dot=make('circle'),text=make('text');
- group.setAttribute('class','hover');line.setAttribute('y1',0);line.setAttribute('y2',h);dot.setAttribute('r',4);
- text.setAttribute('y',14);
+ line.setAttribute('y1',0);line.setAttribute('y2',h);dot.setAttribute('r',4);text.setAttribute('y',14);
  group.append(line,dot,text);
- const show=v=>Math.abs(v)>=1000?Math.round(v).toLocaleString('en'):+v.toPrecision(4)+'';
+ const show=v=>v>=1e12?v.toPrecision(3):Math.abs(v)>=1000?Math.round(v).toLocaleString('en'):+v.toPrecision(4)+'';
  chart.addEventListener('pointermove',event=>{
   const box=chart.getBoundingClientRect(),scale=chart.viewBox.baseVal.width/box.width,
- at=(event.clientX-box.left)*scale-left;
+ at=(event.clientX-box.left)*scale-left,
+ down=(event.clientY-box.top)*scale-plot.y.baseVal.value-5;
   if(at<-6||at>w+6){group.remove();return}
-  const p=points.reduce((a,b)=>Math.abs(b[0]-at)<Math.abs(a[0]-at)?b:a);
+  const far=p=>Math.abs(p[0]-at)+(curves.length>1?Math.abs(p[1]-down)*.5:0),
+ p=points.reduce((a,b)=>far(b)<far(a)?b:a);
+  group.setAttribute('class','hover '+p[3]);
   line.setAttribute('x1',p[0]);line.setAttribute('x2',p[0]);dot.setAttribute('cx',p[0]);dot.setAttribute('cy',p[1]);
   const right=p[0]>w/2;text.setAttribute('text-anchor',right?'end':'start');text.setAttribute('x',p[0]+(right?-8:8));
-  text.textContent=show(y0+(h-p[1])/h*(y1-y0))+' at step '+Math.round(x0+p[0]/w*(x1-x0)).toLocaleString('en');
+  text.textContent=(p[2]?p[2]+': ':'')+show(between(y0,y1,(h-p[1])/h,yl))+' at '+plot.dataset.x+' '
+ +show(between(x0,x1,p[0]/w,xl));
  plot.append(group)});
  chart.addEventListener('pointerleave',()=>group.remove())});
 """
