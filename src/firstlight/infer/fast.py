@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional
 
 from firstlight.infer.cache import KVCache
-from firstlight.model.gpt import GPT, Attention, Block
+from firstlight.model.gpt import GPT, MLP, Attention, Block, GatedMLP
 from firstlight.model.precision import NORM_EPS, Embedding
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -35,6 +35,7 @@ FEW_ROWS = 8
 class LayerWeights:
     """One block. The columns of ``in_DX`` are queries, keys, values and, with ``value_table_VC``, the values' gates.
 
+    up_DF: with a gated MLP (D, 2F), the gate's columns first.
     keep, again: the block reads ``keep * x + again * x0``; None without residual scales.
     """
 
@@ -54,13 +55,15 @@ class DecodeWeights:
     slope_A1, floor_A1: for the A = H + G heads of queries and keys; such a head is multiplied by
         ``rsqrt(slope * (sum of its squares) + floor)``, which is the norm, the gain, and for queries 1/sqrt(K).
     cos_M1K, sin_M1K: angles for whole heads, the sine with the sign of each half.
-    smear_D1, smear_scale, backout: None where the model has not got them.
+    smear_D1, smear_scale, backout: None where the model has not got them. softcap: 0 is none.
     """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     softcap: float
+    embed_norm: bool
+    is_gated: bool
     table_VD: torch.Tensor
     layers: tuple[LayerWeights, ...]
     head_DV: torch.Tensor
@@ -100,7 +103,7 @@ def prepare(model: GPT, *, dtype: torch.dtype) -> DecodeWeights:
             LayerWeights(
                 in_DX=_matrix(_input_rows(attention), model.compute_dtype, dtype),
                 out_DD=_matrix(attention.c_proj.weight, model.compute_dtype, dtype),
-                up_DF=_matrix(mlp.c_fc.weight, model.compute_dtype, dtype),
+                up_DF=_matrix(_up_rows(mlp), model.compute_dtype, dtype),
                 down_FD=_matrix(mlp.c_proj.weight, model.compute_dtype, dtype),
                 value_table_VC=_value_table(model, i) if has_values else None,
                 keep=None if scales is None else float(scales[i]),
@@ -117,6 +120,8 @@ def prepare(model: GPT, *, dtype: torch.dtype) -> DecodeWeights:
         num_kv_heads=config.n_kv_head,
         head_dim=config.head_dim,
         softcap=config.softcap,
+        embed_norm=config.embed_norm,
+        is_gated=config.mlp == "swiglu",
         table_VD=model.transformer.wte.weight.detach(),
         layers=tuple(layers),
         head_DV=_matrix(model.lm_head.weight, model.compute_dtype, dtype),
@@ -144,6 +149,10 @@ def _input_rows(attention: Attention) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def _up_rows(mlp: MLP | GatedMLP) -> torch.Tensor:
+    return torch.cat((mlp.c_gate.weight, mlp.c_fc.weight)) if isinstance(mlp, GatedMLP) else mlp.c_fc.weight
+
+
 def _padded(weight: torch.Tensor, width: int) -> torch.Tensor:
     """A gate that reads the leading numbers only, as one that reads all of them."""
     return functional.pad(weight, (0, width - weight.shape[1]))
@@ -159,6 +168,12 @@ def _matrix(weight: torch.Tensor, compute_dtype: torch.dtype, dtype: torch.dtype
 def _normed(x_BD: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
     squares_B1 = torch.linalg.vecdot(x_BD, x_BD)[:, None]
     return x_BD * torch.add(floor, squares_B1, alpha=1.0 / x_BD.shape[1]).rsqrt_()
+
+
+def _start(weights: DecodeWeights, ids_B: torch.Tensor) -> torch.Tensor:
+    """What the first block reads, (B,D)."""
+    x_BD = functional.embedding(ids_B, weights.table_VD)
+    return _normed(x_BD, weights.norm_floor) if weights.embed_norm else x_BD
 
 
 def _plus_product(x_BD: torch.Tensor, y_BX: torch.Tensor, weight_XD: torch.Tensor) -> torch.Tensor:
@@ -181,10 +196,10 @@ def decode_step(
     """
     H, G, K = weights.num_heads, weights.num_kv_heads, weights.head_dim
     B, A, floor, dtype = ids_B.shape[0], H + G, weights.norm_floor, weights.head_DV.dtype
-    x_BD = _normed(functional.embedding(ids_B, weights.table_VD), floor)
+    x_BD = _start(weights, ids_B)
     if weights.smear_D1 is not None:
         gate_B1 = torch.sigmoid(x_BD @ weights.smear_D1) * weights.smear_scale
-        x_BD = torch.addcmul(x_BD, gate_B1, _normed(functional.embedding(before_B, weights.table_VD), floor))
+        x_BD = torch.addcmul(x_BD, gate_B1, _start(weights, before_B))
     x0_BD, middle_BD = x_BD, x_BD
     for i, layer in enumerate(weights.layers):
         if layer.keep is not None and layer.again is not None:
@@ -201,13 +216,21 @@ def decode_step(
             v_BGK = torch.addcmul(v_BGK, gate_BG1, functional.embedding(ids_B, layer.value_table_VC).view(B, G, K))
         y_NRK = attend(i, turned_BAK[:, :H].reshape(B * G, H // G, K), turned_BAK[:, H:], v_BGK)
         x_BD = _plus_product(x_BD, y_NRK.view(B, H * K), layer.out_DD)
-        up_BF = (_normed(x_BD, floor).to(dtype) @ layer.up_DF).relu_()
-        x_BD = _plus_product(x_BD, up_BF * up_BF, layer.down_FD)
+        up_BF = _normed(x_BD, floor).to(dtype) @ layer.up_DF
+        if weights.is_gated:
+            gate_BF, up_BF = up_BF.chunk(2, dim=1)
+            inner_BF = functional.silu(gate_BF) * up_BF
+        else:
+            up_BF = up_BF.relu_()
+            inner_BF = up_BF * up_BF
+        x_BD = _plus_product(x_BD, inner_BF, layer.down_FD)
         if i == len(weights.layers) // 2:
             middle_BD = x_BD
     if weights.backout is not None:
         x_BD = torch.sub(x_BD, middle_BD, alpha=weights.backout)
     z_BV = (_normed(x_BD, floor).to(dtype) @ weights.head_DV).float()
+    if weights.softcap == 0:
+        return z_BV
     return z_BV.div_(weights.softcap).tanh_().mul_(weights.softcap)
 
 

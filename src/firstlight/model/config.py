@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from firstlight.errors import ConfigError, Problems
 
-Preset = Literal["classic", "modern"]
+Preset = Literal["classic", "modern", "portable"]
 
 MODERN: dict[str, Any] = {"value_embed_every": 2}
 """Options of `GPTConfig` that paid for their time where they were measured. The others did not (lab/LOG.md)."""
+
+PORTABLE: dict[str, Any] = {"mlp": "swiglu", "embed_norm": False, "softcap": 0.0}
+"""Options that other programs have: with them a model is one of the type `qwen3`. `mlp_width` is added by the width."""
 
 GATE_CHANNELS = 16
 """Leading numbers of a hidden state that the small gates read."""
@@ -22,7 +26,11 @@ class GPTConfig:
 
     n_kv_head: key/value heads, each shared by n_head / n_kv_head query heads (Ainslie et al. 2023, arXiv 2305.13245).
     max_seq_len: positions that the rotary tables have, and so the longest context.
-    softcap: logits are ``softcap * tanh(z / softcap)``; 15 is the seed's.
+    softcap: logits are ``softcap * tanh(z / softcap)``; 15 is the seed's. 0 is no cap.
+    mlp: ``relu2`` is two matrices around a squared ReLU; ``swiglu`` three, of which one opens and closes what another
+        brings: ``c_proj(silu(c_gate x) * c_fc x)`` (Shazeer 2020, arXiv 2002.05202).
+    mlp_width: numbers of a token inside the MLP; 0 is 4 * n_embd. `mlp_inner` is the number itself.
+    embed_norm: the embedding is normed before the first block.
 
     Options, all off in `classic`; docs/model.md says what each is for and lab/LOG.md what it brought:
     value_embed_every: each n-th layer, counted from the last, adds to its values a row that is looked up by the token's
@@ -44,6 +52,9 @@ class GPTConfig:
     max_seq_len: int
     rope_base: float = 10000.0
     softcap: float = 15.0
+    mlp: Literal["relu2", "swiglu"] = "relu2"
+    mlp_width: int = 0
+    embed_norm: bool = True
     value_embed_every: int = 0
     residual_scales: bool = False
     smear: bool = False
@@ -58,9 +69,15 @@ class GPTConfig:
                 problems.add(f"{name} {value!r} must be a whole number above zero")
         if not isinstance(self.value_embed_every, int) or self.value_embed_every < 0:
             problems.add(f"value_embed_every {self.value_embed_every!r} must be a whole number, zero or above")
-        for name in ("rope_base", "softcap", "qk_gain"):
+        for name in ("rope_base", "qk_gain"):
             if not getattr(self, name) > 0:
                 problems.add(f"{name} {getattr(self, name)} must be above zero")
+        if not 0 <= self.softcap < math.inf:
+            problems.add(f"softcap {self.softcap} must be zero (no cap) or above, and finite")
+        if self.mlp not in ("relu2", "swiglu"):
+            problems.add(f"mlp {self.mlp!r} is not known", hint="relu2 or swiglu")
+        if not isinstance(self.mlp_width, int) or self.mlp_width < 0:
+            problems.add(f"mlp_width {self.mlp_width!r} must be a whole number, zero (4 * n_embd) or above")
         problems.raise_if_any()
         if self.n_embd % self.n_head:
             divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0 and (self.n_embd // n) % 2 == 0]
@@ -85,6 +102,20 @@ class GPTConfig:
     @property
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def mlp_inner(self) -> int:
+        """Width inside the MLP.
+
+        >>> GPTConfig(64, 5, 1, 1, 64, 8).mlp_inner, GPTConfig(64, 5, 1, 1, 64, 8, mlp="swiglu", mlp_width=192).mlp_inner
+        (256, 192)
+        """
+        return self.mlp_width or 4 * self.n_embd
+
+    @property
+    def num_mlp_matrices(self) -> int:
+        """Matrices of n_embd by mlp_inner (or the other way round) in a layer's MLP."""
+        return 3 if self.mlp == "swiglu" else 2
 
     @property
     def value_embed_layers(self) -> tuple[int, ...]:
@@ -132,5 +163,19 @@ class GPTConfig:
             n_kv_head=n_head if n_kv_head is None else n_kv_head,
             n_embd=n_embd,
             max_seq_len=max_seq_len,
-            **(MODERN if preset == "modern" else {}),
+            **preset_options(preset, n_embd=n_embd),
         )
+
+
+def preset_options(preset: Preset, *, n_embd: int) -> dict[str, Any]:
+    """What a preset sets of `GPTConfig` beyond its sizes.
+
+    The inner width of `portable` is the multiple of 64 nearest to 8/3 of the width: three matrices then have about as many
+    parameters as the two of four times the width.
+
+    >>> preset_options("portable", n_embd=768)["mlp_width"]
+    2048
+    """
+    if preset == "portable":
+        return PORTABLE | {"mlp_width": 64 * max(1, round(n_embd / 24))}
+    return MODERN if preset == "modern" else {}

@@ -1,6 +1,7 @@
 """What a model costs: parameters, FLOPs and bytes. Arithmetic on the config alone; nothing is built or run.
 
-Symbols in formulas: L layers, D width, H query heads, G key/value heads, K head size, V vocabulary, T tokens in a row.
+Symbols in formulas: L layers, D width, H query heads, G key/value heads, K head size, V vocabulary, T tokens in a row,
+F inner width of the MLP.
 One multiply-add is two FLOPs.
 """
 
@@ -30,7 +31,7 @@ def num_params(config: GPTConfig) -> dict[str, int]:
         "embedding": config.vocab_size * D,
         "head": config.vocab_size * D,
         "attention": config.n_layer * (2 * D * D + 2 * D * kv_width),
-        "mlp": config.n_layer * 8 * D * D,
+        "mlp": config.n_layer * config.num_mlp_matrices * D * config.mlp_inner,
         "value_embeds": num_values * config.vocab_size * kv_width,
         "scalars": scalars,
     }
@@ -131,18 +132,20 @@ def activation_bytes(
     compute_bytes: bytes of a number in the compute dtype. What norms and rotation keep is float32 whatever it is.
     checkpoint_activations: each block keeps its input only, and one block at a time is recomputed.
     """
-    D, H, T = config.n_embd, config.n_head, seq_len
+    D, H, T, F = config.n_embd, config.n_head, seq_len, config.mlp_inner
     kv_width = config.n_kv_head * config.head_dim
     # Inputs of the two norms.
     float32_numbers = 2 * D
-    # Two normed inputs, queries and keys before and after rotation, values, attention's output; relu and its square at 4 D.
-    compute_numbers = 2 * D + 2 * (D + kv_width) + kv_width + D + 8 * D
+    # Two normed inputs, queries and keys before and after rotation, values, attention's output.
+    compute_numbers = 2 * D + 2 * (D + kv_width) + kv_width + D
+    # relu and its square; or the gate before and after silu, what it is multiplied with, and the product.
+    compute_numbers += (4 if config.mlp == "swiglu" else 2) * F
     block = 4 * float32_numbers + compute_bytes * compute_numbers
     if attention_kernel == "blocked":
         # Weights of the keys that a block sees; values and outputs are held in the layout of heads as well.
         block += compute_bytes * (H * blocked_scores(T) // T + D + kv_width)
     # Rows of the embedding and the last hidden states before their norms, and what the trunk returns.
-    ends = 4 * 2 * D + compute_bytes * D
+    ends = 4 * (2 if config.embed_norm else 1) * D + compute_bytes * D
     if checkpoint_activations:
         blocks = config.n_layer * compute_bytes * D + block
     else:

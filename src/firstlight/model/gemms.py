@@ -116,11 +116,12 @@ def step_gemms(
     dtype: the compute dtype. kernel: attention's (`firstlight.model.attention.choose_kernel`). chunk_rows, block_ids: see
     `head_gemms`. The gates of the preset `modern` are left out, as in `count.num_matmul_params`.
     """
-    D, L = config.n_embd, config.n_layer
+    D, L, F = config.n_embd, config.n_layer, config.mlp_inner
     num_tokens = batch_rows * seq_len
     kv_width = config.n_kv_head * config.head_dim
     matrices = {"c_q": (D, D), "c_k": (D, kv_width), "c_v": (D, kv_width), "attn.c_proj": (D, D)}
-    matrices |= {"c_fc": (D, 4 * D), "mlp.c_proj": (4 * D, D)}
+    matrices |= {"c_gate": (D, F)} if config.mlp == "swiglu" else {}
+    matrices |= {"c_fc": (D, F), "mlp.c_proj": (F, D)}
     count = L * num_micro_batches
     found = []
     for name, (inputs, outputs) in matrices.items():

@@ -5,8 +5,10 @@
 
 With every option of `GPTConfig` off this is the preset `classic`: it gives the same logits as the `nanochat` model type
 of the transformers library on the same weights. The preset `modern` turns options on (`MODERN`); each is one `if` below.
+The preset `portable` (`PORTABLE`) is the `qwen3` type: a gated MLP, and neither norm behind the embedding nor soft cap.
 
-Shapes: B rows, T tokens, D width (n_embd), H query heads, G key/value heads, K head size, V vocabulary, J = K/2.
+Shapes: B rows, T tokens, D width (n_embd), H query heads, G key/value heads, K head size, V vocabulary, J = K/2,
+F inner width of the MLP.
 """
 
 from __future__ import annotations
@@ -114,15 +116,28 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two matrices around a squared ReLU, four times as wide inside (So et al. 2021, Primer, arXiv 2109.08668)."""
+    """Two matrices around a squared ReLU, usually four times as wide inside (So et al. 2021, Primer, arXiv 2109.08668)."""
 
     def __init__(self, config: GPTConfig, *, compute_dtype: torch.dtype) -> None:
         super().__init__()
-        self.c_fc = Linear(config.n_embd, 4 * config.n_embd, compute_dtype=compute_dtype)
-        self.c_proj = Linear(4 * config.n_embd, config.n_embd, compute_dtype=compute_dtype)
+        self.c_fc = Linear(config.n_embd, config.mlp_inner, compute_dtype=compute_dtype)
+        self.c_proj = Linear(config.mlp_inner, config.n_embd, compute_dtype=compute_dtype)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return self.c_proj(functional.relu(self.c_fc(x_BTD)).square())
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: what ``c_fc`` brings, times a gate that depends on the token as well (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: GPTConfig, *, compute_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.c_gate = Linear(config.n_embd, config.mlp_inner, compute_dtype=compute_dtype)
+        self.c_fc = Linear(config.n_embd, config.mlp_inner, compute_dtype=compute_dtype)
+        self.c_proj = Linear(config.mlp_inner, config.n_embd, compute_dtype=compute_dtype)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.c_proj(functional.silu(self.c_gate(x_BTD)) * self.c_fc(x_BTD))
 
 
 class Block(nn.Module):
@@ -131,7 +146,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, *, compute_dtype: torch.dtype, has_value_embed: bool = False) -> None:
         super().__init__()
         self.attn = Attention(config, compute_dtype=compute_dtype, has_value_embed=has_value_embed)
-        self.mlp = MLP(config, compute_dtype=compute_dtype)
+        self.mlp = (GatedMLP if config.mlp == "swiglu" else MLP)(config, compute_dtype=compute_dtype)
 
     def forward(
         self,
@@ -235,7 +250,7 @@ class GPT(nn.Module):
 
         Raises ConfigError where the context would be longer than max_seq_len.
         """
-        x_BTD = rms_norm(embedded.x_BTD).to(self.compute_dtype)
+        x_BTD = self._stream(embedded.x_BTD)
         start = 0 if cache is None else cache.length
         end = start + x_BTD.shape[1]
         if end > self.config.max_seq_len:
@@ -248,7 +263,7 @@ class GPT(nn.Module):
         recompute = self.checkpoint_activations and cache is None and torch.is_grad_enabled()
         if self.smear_gate is not None and self.smear_scale is not None:
             gate_BT1 = torch.sigmoid(self.smear_gate(x_BTD[..., : self.smear_gate.in_features]))
-            before_B1D = rms_norm(embedded.before_B1D).to(self.compute_dtype)
+            before_B1D = self._stream(embedded.before_B1D)
             shifted_BTD = torch.cat((before_B1D, x_BTD[:, :-1]), dim=1)
             x_BTD = x_BTD + (self.smear_scale.to(x_BTD.dtype) * gate_BT1) * shifted_BTD
         x0_BTD = x_BTD
@@ -273,16 +288,22 @@ class GPT(nn.Module):
             x_BTD = x_BTD - self.backout_scale.to(x_BTD.dtype) * middle_BTD
         return rms_norm(x_BTD)
 
+    def _stream(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Rows of the embedding as the first block reads them, in the compute dtype."""
+        return (rms_norm(x_BTD) if self.config.embed_norm else x_BTD).to(self.compute_dtype)
+
     def hidden(self, inputs_BT: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """What the head reads, (B,T) int64 -> (B,T,D). Makes no logits, so a loss can take them in chunks of rows."""
         return self.trunk(self.embed(inputs_BT, cache), cache)
 
     def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Head and soft cap, (..., D) -> (..., V) float32, within +-softcap.
+        """Head and soft cap, (..., D) -> (..., V) float32, within +-softcap; without bounds where that is 0.
 
         The cap (Gemma 2, arXiv 2408.00118) is taken in float32: bfloat16 has 8 bits, and tanh near 1 needs more.
         """
         z_BTV = self.lm_head(x_BTD).float()
+        if self.config.softcap == 0:
+            return z_BTV
         return self.config.softcap * torch.tanh(z_BTV / self.config.softcap)
 
     def forward(self, inputs_BT: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:

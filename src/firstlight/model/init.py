@@ -31,7 +31,8 @@ class InitRow:
 INIT_TABLE: tuple[InitRow, ...] = (
     InitRow(
         r"transformer\.wte\.weight", "normal", 1.0,
-        "the norm behind it takes the scale away; the scale decides how fast a learning rate turns the vectors",
+        "the norm behind it takes the scale away; the scale decides how fast a learning rate turns the vectors. Without that "
+        "norm blocks still read normed states, and 1 is the size that it would give",
         "nanochat gpt.py, 2025",
     ),
     InitRow(
@@ -45,7 +46,7 @@ INIT_TABLE: tuple[InitRow, ...] = (
         "LeCun et al. 1998, Efficient BackProp; nanochat gpt.py, 2025",
     ),
     InitRow(
-        r"transformer\.h\.\d+\.mlp\.c_fc\.weight", "uniform", "fan_in",
+        r"transformer\.h\.\d+\.mlp\.(c_gate|c_fc)\.weight", "uniform", "fan_in",
         "as for queries, keys and values",
         "LeCun et al. 1998, Efficient BackProp; nanochat gpt.py, 2025",
     ),

@@ -15,6 +15,8 @@ EMBEDDING_NAME = "transformer.wte.weight"
 VALUE_EMBED_PREFIX = "transformer.value_embeds."
 HEAD_NAME = "lm_head.weight"
 RESIDUAL_NAME = "residual_scales"
+# Not `mlp.c_gate`, which is a matrix like the others of an MLP.
+SMALL_GATES = ("attn.value_gate.weight", "smear_gate.weight")
 
 # Rates of the options of the preset `modern`, as parts of embedding_lr or scalar_lr (nanochat gpt.py, 2026, has
 # them nearly so).
@@ -103,7 +105,7 @@ def make_groups(
             by_rule["head"].append((name, parameter))
         elif name == RESIDUAL_NAME:
             by_rule["residual scales"].append((name, parameter))
-        elif name.endswith("_gate.weight"):
+        elif name.endswith(SMALL_GATES):
             by_rule["gates"].append((name, parameter))
         elif parameter.ndim < 2:
             by_rule["scalars"].append((name, parameter))

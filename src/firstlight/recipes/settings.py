@@ -31,7 +31,7 @@ class BaseSettings:
     depth: int = 4
     """The dial: layers; width, heads, vocabulary, batch and rates follow from it."""
     preset: Literal["classic", "modern", "portable"] = "modern"
-    """Architecture: modern, or classic (the plain GPT that the nanochat type of transformers reads)."""
+    """Architecture: modern, classic (the plain GPT that the nanochat type of transformers reads) or portable (the qwen3 type, for vLLM, llama.cpp and MLX)."""
     vocab_size: int | None = None
     """Ids of the tokenizer, special tokens included. [from depth]"""
     max_seq_len: int | None = None

@@ -242,7 +242,7 @@ def _softcapped(z: torch.Tensor, softcap: float) -> tuple[torch.Tensor, torch.Te
     about three, and no overflow can hurt, since exp = inf gives r = 0.
     """
     if softcap <= 0:
-        return z.float().clone(), None
+        return z.to(torch.float32, copy=True), None
     r = (z.float() * (2 / softcap)).exp_().add_(1).reciprocal_()
     c = (r * (-2 * softcap)).add_(softcap)
     return c, torch.addcmul(r, r, r, value=-1).mul_(4)

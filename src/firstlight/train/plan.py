@@ -11,7 +11,7 @@ from typing import Literal
 
 from firstlight.errors import Problems
 from firstlight.model import count
-from firstlight.model.config import MODERN, GPTConfig, Preset
+from firstlight.model.config import GPTConfig, Preset, preset_options
 from firstlight.train.dial import (
     EMBEDDING_LR,
     MATRIX_LR,
@@ -220,8 +220,11 @@ def make_plan(
     model = GPTConfig.from_depth(
         depth, vocab_size=vocab, max_seq_len=rows_len, head_dim=head_dim, n_kv_head=n_kv_head, preset=preset
     )
-    options = ", ".join(f"{name} {value}" for name, value in MODERN.items())
-    line("preset", preset, f"{options}: lab/LOG.md" if preset == "modern" else "the plain architecture")
+    options = ", ".join(f"{name} {value}" for name, value in preset_options(preset, n_embd=model.n_embd).items())
+    reason = {"classic": "the plain architecture", "modern": f"{options}: lab/LOG.md"}.get(
+        preset, f"the shape of the qwen3 type, which other programs run: {options}"
+    )
+    line("preset", preset, reason)
     line("n_layer", f"{model.n_layer}", "n_layer = depth")
     line(
         "n_embd",

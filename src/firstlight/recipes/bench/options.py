@@ -12,7 +12,7 @@ class BenchOptions:
 
     depth: int = 4
     """The dial: layers; width, heads, vocabulary and row length follow from it."""
-    preset: Literal["classic", "modern"] = "modern"
+    preset: Literal["classic", "modern", "portable"] = "modern"
     """Architecture."""
     vocab_size: int | None = None
     """Ids of the vocabulary. [from depth]"""
