@@ -63,6 +63,39 @@ def test_the_choice_of_documents_is_the_users(make_tiny_run, capsys, tmp_path: P
     assert score(capsys, "--data", str(made.data))["val_hash"] == own["val_hash"]
 
 
+def test_the_scores_of_the_whole_set_are_kept_by_document(make_tiny_run, capsys) -> None:
+    from firstlight.eval.document_scores import find_document_scores, read_document_scores
+    from firstlight.recipes.loading import load_for_inference
+    from firstlight.runtime.context import Runtime
+
+    made = make_tiny_run()
+    score(capsys, "--max-documents", "4")
+    assert find_document_scores(made.path) == []
+    result = score(capsys)
+    [path] = find_document_scores(made.path)
+    assert path.name == f"step_00000003-{result['val_hash'][:12]}.jsonl"
+    found = read_document_scores(path)
+    loaded = load_for_inference("tiny", Runtime(device=torch.device("cpu")), runs_dir=made.runs_dir)
+    for text, nats, num_bytes, num_tokens in zip(
+        SECOND_SHARD, found.nats, found.num_bytes, found.num_tokens, strict=True
+    ):
+        bits = brute_force_bits(loaded.model, [text], loaded.tokenizer.bos_id, 32)
+        assert nats == pytest.approx(bits * math.log(2), rel=1e-5)
+        assert num_bytes == num_tokens == len(text)
+    assert set(found.slices) == {"b.jsonl"}
+    named = {key: found.header[key] for key in ("run", "step", "val", "max_seq_len", "dtype", "num_documents_total")}
+    assert named == {
+        "run": "tiny",
+        "step": 3,
+        "val": "b.jsonl",
+        "max_seq_len": 32,
+        "dtype": "fp32",
+        "num_documents_total": 30,
+    }
+    assert found.header["val_hash"] == result["val_hash"]
+    assert found.header["tokenizer_hash"] == result["tokenizer_hash"]
+
+
 def test_a_limit_says_how_many_of_how_many(make_tiny_run, capsys) -> None:
     make_tiny_run()
     assert run(["eval", "bpb", "tiny", *CPU, "--max-documents", "4"]) == 0

@@ -558,3 +558,107 @@ def test_ranks_without_batches_help_the_others_where_a_forward_pass_needs_all(fi
     # Rank 1 has 10 batches, then is heard of at each of the other's 50 that are left: a watchdog does not think that it hangs.
     assert calls1 == 1 + 50
     assert calls0 == 4
+
+
+# By document, and in part.
+
+
+def sums_of(documents: Sequence[Document], model: nn.Module, token_bytes: np.ndarray, **changes: object) -> tuple:
+    """The result, and nats, bytes and tokens of each document and stretch."""
+    kept: list = []
+    arguments: dict = {"bos_id": 30, "seq_len": 7, "batch_rows": 2, "runtime": CPU} | changes
+    result = evaluate_bpb(model, documents, token_bytes, documents_to=kept.append, **arguments)
+    (sums,) = kept
+    return result, sums.nats_NK, sums.num_bytes_NK, sums.num_tokens_NK
+
+
+@pytest.mark.parametrize("block_batches", [1, 16])
+def test_each_document_has_its_own_sums(uneven, block_batches: int) -> None:
+    model, documents, token_bytes = uneven
+    documents = [documents[0], document(), *documents[1:]]
+    result, nats_NK, bytes_NK, tokens_NK = sums_of(documents, model, token_bytes, block_batches=block_batches)
+    with_tokens = [doc for doc in documents if len(doc)]
+    assert nats_NK[:, 0] == pytest.approx(brute_force(model, with_tokens, 7, 30), rel=1e-5)
+    assert bytes_NK[:, 0].tolist() == [int(token_bytes[doc.ids].sum()) for doc in with_tokens]
+    assert tokens_NK[:, 0].tolist() == [len(doc) for doc in with_tokens]
+    assert nats_NK.sum() == pytest.approx(result.nats, rel=1e-12)
+
+
+def test_stretches_of_the_window_divide_what_each_document_has(uneven) -> None:
+    model, documents, token_bytes = uneven
+    _, nats_NK, bytes_NK, tokens_NK = sums_of(documents, model, token_bytes, seq_len=16, stretches=(2, 5, 16, 64))
+    assert nats_NK.shape == (len(documents), 3)
+    for row, doc in enumerate(documents):
+        places = np.arange(len(doc)) % 16
+        for k, (start, end) in enumerate([(0, 2), (2, 5), (5, 16)]):
+            inside = (places >= start) & (places < end)
+            assert tokens_NK[row, k] == inside.sum()
+            assert bytes_NK[row, k] == token_bytes[doc.ids[inside]].sum()
+    # The first two places of each window: what it costs when only those are there.
+    starts = [Document(doc.ids[i : i + 2]) for doc in documents for i in range(0, len(doc), 16)]
+    assert nats_NK[:, 0].sum() == pytest.approx(sum(brute_force(model, starts, 16, 30)), rel=1e-5)
+
+
+def test_what_is_masked_is_in_no_stretch() -> None:
+    masked = Document(np.array([0, 1, 2]), loss_mask=np.array([False, True, False]))
+    _, nats_NK, bytes_NK, tokens_NK = sums_of([masked], Bigram(BITS), TOKEN_BYTES, bos_id=4, stretches=(1,))
+    assert nats_NK[0].tolist() == pytest.approx([0, 2 * math.log(2)], rel=1e-6)
+    assert (bytes_NK[0].tolist(), tokens_NK[0].tolist()) == ([0, 2], [0, 1])
+
+
+def test_over_time_it_ends_with_the_first_documents_and_says_so(uneven) -> None:
+    model, documents, token_bytes = uneven
+    _, whole_NK, _, _ = sums_of(documents, model, token_bytes)
+    for num_batches in range(1, 30):
+        answers = iter([False] * num_batches)
+        result, nats_NK, _, _ = sums_of(
+            documents, model, token_bytes, block_batches=1, is_over=lambda a=answers: next(a, True)
+        )
+        n = result.num_documents
+        assert len(nats_NK) == n
+        assert nats_NK == pytest.approx(whole_NK[:n], rel=1e-5)
+        if n:
+            first, *_ = sums_of(documents[:n], model, token_bytes)
+            assert (result.num_bytes, result.num_tokens) == (first.num_bytes, first.num_tokens)
+            assert result.val_bpb == pytest.approx(first.val_bpb, rel=1e-5)
+        assert result.is_cut == (n < len(documents))
+        assert ("cut by its time budget" in result.describe()) == result.is_cut
+    assert not result.is_cut
+
+
+def test_nothing_finished_in_time_is_no_number_and_no_error(uneven) -> None:
+    model, documents, token_bytes = uneven
+    result, *_ = sums_of(documents, model, token_bytes, is_over=lambda: True)
+    assert (result.num_documents, result.is_cut, result.val_bpb_stderr) == (0, True, None)
+    assert math.isnan(result.val_bpb)
+
+
+def sums_on_ranks(runtime: Runtime, over_at: int) -> tuple:
+    torch.manual_seed(0)
+    model = Context(31)
+    rng = np.random.default_rng(0)
+    documents = [Document(rng.integers(0, 30, n)) for n in [3, 9, 1, 14, 30, 2, 2, 5, 40, 7, 7]]
+    num_asked = 0
+
+    def is_over() -> bool:
+        nonlocal num_asked
+        num_asked += 1
+        return runtime.rank == runtime.world_size - 1 and num_asked > over_at
+
+    result, nats_NK, bytes_NK, tokens_NK = sums_of(
+        documents, model, np.arange(31), runtime=runtime, block_batches=1, is_over=is_over, stretches=(3,)
+    )
+    return result.num_documents, result.is_cut, result.nats, nats_NK.tolist(), bytes_NK.tolist(), tokens_NK.tolist()
+
+
+@pytest.mark.parametrize("over_at", [1000, 1, 3])
+def test_ranks_gather_the_documents_in_their_order_and_are_cut_at_the_same_one(over_at: int) -> None:
+    whole = sums_on_ranks(CPU, 1000)
+    found = run_ranks(sums_on_ranks, 3, over_at)
+    assert found[0] == found[1] == found[2]
+    num_documents, is_cut, nats, nats_NK, bytes_NK, tokens_NK = found[0]
+    assert is_cut == (over_at < 1000)
+    assert num_documents == len(nats_NK) < 11 if is_cut else num_documents == 11
+    assert np.array(nats_NK).ravel() == pytest.approx(np.array(whole[3][:num_documents]).ravel(), rel=1e-5)
+    assert (bytes_NK, tokens_NK) == (whole[4][:num_documents], whole[5][:num_documents])
+    assert nats == pytest.approx(np.sum(nats_NK), rel=1e-9)

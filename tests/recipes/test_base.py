@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from firstlight.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingStopped
+from firstlight.eval.document_scores import find_document_scores, read_document_scores
 from firstlight.recipes import base, preflight
 from firstlight.recipes.settings import BaseSettings
 from firstlight.runtime.metrics import read_metrics
@@ -65,6 +67,11 @@ def test_run_leaves_everything_that_the_design_names(tiny, own_folders):
     assert on_disk["final"]["val_bpb"] == record.final["val_bpb"]
     assert on_disk["final"]["val_bpb_stderr"] > 0
     assert on_disk["final"]["num_documents"] == 120
+    [path] = find_document_scores(run_dir)
+    assert path.name == f"step_00000012-{on_disk['val_hash'][:12]}.jsonl"
+    scores = read_document_scores(path)
+    assert scores.is_whole
+    assert scores.nats.sum() / math.log(2) / scores.num_bytes.sum() == pytest.approx(record.final["val_bpb"], rel=1e-9)
     rows = read_metrics(run_dir / "metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [0, 5, 10, 12]
     assert [row["step"] for row in rows if row["kind"] == "sample"] == [6, 12]

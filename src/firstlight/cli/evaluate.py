@@ -73,8 +73,9 @@ def bpb(
     json
         Print one JSON object.
     """
-    from firstlight.eval.bpb import evaluate_bpb
+    from firstlight.eval.bpb import DocumentSums, evaluate_bpb
     from firstlight.recipes.loading import dtype_for, load_for_inference
+    from firstlight.recipes.scores import document_scores, keep_scores
     from firstlight.runtime import environment
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import open_runtime
@@ -105,6 +106,7 @@ def bpb(
                     bar.set_total(total)
                 bar.advance(done - bar.done)
 
+            sums: list[DocumentSums] = []
             result = evaluate_bpb(
                 loaded.model,
                 documents,
@@ -116,7 +118,16 @@ def bpb(
                 max_documents=max_documents,
                 max_tokens=max_tokens,
                 progress=show,
+                documents_to=sums.append,
             )
+        if runtime.is_main:
+            scores = document_scores(
+                sums[0], documents, run=loaded.record.name, step=loaded.step, val_hash=val_hash,
+                tokenizer_hash=loaded.tokenizer.content_hash, data=chosen_data, val=val_name, max_seq_len=seq_len,
+                dtype=runtime.dtype_name,
+            )  # fmt: skip
+            if scores.is_whole:
+                keep_scores(loaded.path, scores, warn=console.warn)
     facts: dict[str, Any] = {
         "run": loaded.record.name,
         "step": loaded.step,

@@ -9,7 +9,7 @@ The one definition:
 
 It is a ratio of two sums, never a mean of ratios: not over batches, not over windows, not over documents.
 
-Shapes: B windows in a batch, T targets in a window, D width of the model, V vocabulary.
+Shapes: B windows in a batch, T targets in a window, D width of the model, V vocabulary, N documents, K stretches of a window.
 """
 
 from __future__ import annotations
@@ -27,16 +27,11 @@ from torch import nn
 
 from firstlight.data.batch import IGNORE
 from firstlight.errors import ConfigError, DataError
+from firstlight.eval.rounds import Rounds
+from firstlight.eval.windows import BLOCK_BATCHES, WIDTH_STEP, batches, blocks, windows
 from firstlight.runtime.context import Runtime
 from firstlight.tokens.document import Document
-from firstlight.train.guard import Dropped
 from firstlight.train.loss import token_losses
-
-BLOCK_BATCHES = 16
-"""Windows are sorted by length inside blocks of this many full batches, so that short ones share a batch."""
-
-WIDTH_STEP = 32
-"""Widths of batches are multiples of this many tokens, so that there are few different shapes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,8 @@ class BpbResult:
     nats: summed loss. num_bytes, num_tokens: of the documents scored. num_windows: forward rows.
     num_documents: documents scored. num_documents_total: documents given (None where a limit ended the reading of a stream
     before its length was known). num_empty: documents without a token, left out. num_nonfinite: documents whose loss was
-    NaN or infinite. elapsed_s: wall-clock seconds of this process.
+    NaN or infinite. elapsed_s: wall-clock seconds of this process. is_cut: the time was over before all documents that
+    were asked for had a score: another set of documents than that of a whole score, so the two must not be compared.
     """
 
     val_bpb: float
@@ -62,6 +58,7 @@ class BpbResult:
     num_documents_total: int | None = None
     num_empty: int = 0
     num_nonfinite: int = 0
+    is_cut: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a number that is not finite becomes null."""
@@ -73,34 +70,73 @@ class BpbResult:
         error = "" if self.val_bpb_stderr is None else f" +- {self.val_bpb_stderr:.4f}"
         total = "" if self.num_documents_total in (None, self.num_documents) else f" of {self.num_documents_total:,}"
         line = f"{self.val_bpb:.4f}{error} bits per byte on {self.num_documents:,}{total} documents, {self.num_bytes:,} bytes"
-        return line + (f"; the loss of {self.num_nonfinite:,} was not finite" if self.num_nonfinite else "")
+        line += f"; the loss of {self.num_nonfinite:,} was not finite" if self.num_nonfinite else ""
+        return line + ("; cut by its time budget" if self.is_cut else "")
 
 
 @dataclass(frozen=True)
-class _Window:
-    document: int
-    inputs: np.ndarray
-    targets: np.ndarray
+class DocumentSums:
+    """What each document that has a token was scored: (N, K) sums over the tokens of each stretch of its windows.
 
+    In the order of the documents, on every rank. nats_NK: float64. num_bytes_NK, num_tokens_NK: int64.
+    """
 
-@dataclass(frozen=True)
-class _WindowBatch:
-    documents: list[int]
-    inputs_BT: np.ndarray
-    targets_BT: np.ndarray
+    nats_NK: np.ndarray
+    num_bytes_NK: np.ndarray
+    num_tokens_NK: np.ndarray
 
 
 class _Tally:
-    """What one rank has seen: per document of this rank, in order, nats and bytes; and counts over all ranks' documents."""
+    """What one rank has seen: per document of this rank, in order, sums by stretch; and counts over all ranks' documents.
 
-    def __init__(self) -> None:
-        self.nats: list[float] = []
-        self.num_bytes: list[int] = []
-        self.num_tokens = 0
+    ends: of the K stretches of a window, ascending; the last is at least the window's length.
+    """
+
+    def __init__(self, ends: Sequence[int]) -> None:
+        self.ends = tuple(ends)
+        self._nats_NK = np.zeros((1024, len(ends)), np.float64)
+        self.num_bytes: list[np.ndarray] = []
+        self.num_tokens: list[np.ndarray] = []
+        self.num_windows_left: list[int] = []
         self.num_windows = 0
         self.num_taken = 0
         self.num_empty = 0
         self.is_cut = False
+
+    def __len__(self) -> int:
+        return len(self.num_windows_left)
+
+    def begin(self, token_bytes_n: np.ndarray, is_target_n: np.ndarray | None, *, seq_len: int) -> int:
+        """A new document, its ids' bytes and which of them count; its row."""
+        if len(self) == len(self._nats_NK):
+            self._nats_NK = np.concatenate([self._nats_NK, np.zeros_like(self._nats_NK)])
+        self.num_windows_left.append(-(-len(token_bytes_n) // seq_len))
+        places_n = np.arange(len(token_bytes_n)) % seq_len
+        if is_target_n is not None:
+            places_n, token_bytes_n = places_n[is_target_n], token_bytes_n[is_target_n]
+        stretches_n = np.searchsorted(self.ends, places_n, side="right")
+        num_bytes_K = np.bincount(stretches_n, weights=token_bytes_n, minlength=len(self.ends))
+        self.num_bytes.append(num_bytes_K.astype(np.int64))
+        self.num_tokens.append(np.bincount(stretches_n, minlength=len(self.ends)))
+        return len(self) - 1
+
+    def add(self, rows: Sequence[int], nats_BK: np.ndarray) -> None:
+        """Summed losses of windows of these documents."""
+        np.add.at(self._nats_NK, list(rows), nats_BK)
+        for row in rows:
+            self.num_windows_left[row] -= 1
+        self.num_windows += len(rows)
+
+    def num_complete(self) -> int:
+        """Documents before the first one that has a window left."""
+        return next((row for row, left in enumerate(self.num_windows_left) if left), len(self))
+
+    def columns(self, num_rows: int) -> np.ndarray:
+        """Nats, bytes and tokens of the first documents side by side; float64, (num_rows, 3K)."""
+        shape = (num_rows, len(self.ends))
+        num_bytes_NK = np.array(self.num_bytes[:num_rows], np.float64).reshape(shape)
+        num_tokens_NK = np.array(self.num_tokens[:num_rows], np.float64).reshape(shape)
+        return np.concatenate([self._nats_NK[:num_rows], num_bytes_NK, num_tokens_NK], axis=1)
 
 
 @torch.no_grad()
@@ -122,7 +158,11 @@ def evaluate_bpb(
     compiled_loss: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    is_over: Callable[[], bool] | None = None,
     forward_is_collective: bool = False,
+    block_batches: int = BLOCK_BATCHES,
+    stretches: Sequence[int] = (),
+    documents_to: Callable[[DocumentSums], None] | None = None,
 ) -> BpbResult:
     """Bits per byte of ``model`` on ``documents``, with its standard error.
 
@@ -136,8 +176,12 @@ def evaluate_bpb(
     progress: called with (documents done by this rank, documents it will do or None where that is not known), also while
     this rank waits for the others' batches.
     should_stop: looked at before each batch; where it is true on any rank, all ranks end at their next batch.
+    is_over: likewise; but then the result is of the first documents, those that all ranks had finished. block_batches: see
+    `BLOCK_BATCHES`; with fewer, more documents are finished at such a time, and short windows are padded more.
     forward_is_collective: ``hidden`` needs all ranks at once (sharded weights), so a rank that has no more batches takes part
     with an empty one.
+    documents_to: called on every rank at the end with the sums of each document. stretches: where a window is divided for
+    them, ascending: ``(16, 64)`` gives the first 16 places, the next 48, and the rest.
 
     The model's mode is restored, no gradient is made and no random number is drawn.
     Raises DataError where there is no byte to score or an id is outside the vocabulary, ConfigError for sizes that cannot be,
@@ -157,30 +201,30 @@ def evaluate_bpb(
     runtime.synchronize()
     started_s = time.perf_counter()
 
-    tally = _Tally()
+    inner = [end for end in stretches if end < seq_len]
+    starts, ends = [0, *inner], [*inner, seq_len]
+    tally = _Tally(ends)
     given = len(documents) if isinstance(documents, Sized) else None
     taken = _take(documents, tally, max_documents=max_documents, max_tokens=max_tokens)
-    mine = _share(taken, token_bytes, tally, runtime)
+    mine = _share(taken, token_bytes, tally, runtime, seq_len=seq_len)
     expected = None if given is None else -(-min(given, max_documents or given) // runtime.world_size)
     if max_tokens is not None:
         expected = None
-    idle_width = seq_len if fixed_shape else min(seq_len, WIDTH_STEP)
-    idle_BT = torch.full((batch_rows if fixed_shape else 1, idle_width), bos_id, device=runtime.device)
+    idle_shape = (batch_rows, seq_len) if fixed_shape else (1, min(seq_len, WIDTH_STEP))
 
     def idle() -> None:
         if forward_is_collective:
-            hidden(idle_BT)
+            hidden(torch.full(idle_shape, bos_id, device=runtime.device))
         if progress is not None:
-            progress(len(tally.nats), expected)
+            progress(len(tally), expected)
 
-    with _evaluation_mode(model), _Rounds(runtime, should_stop, idle) as rounds:
-        for block in _blocks(_windows(mine, bos_id=bos_id, seq_len=seq_len), batch_rows * BLOCK_BATCHES):
-            sums_B: list[torch.Tensor] = []
+    with _evaluation_mode(model), Rounds(runtime, should_stop, idle, is_over=is_over) as rounds:
+        for block in blocks(windows(mine, bos_id=bos_id, seq_len=seq_len), batch_rows * block_batches):
+            sums_BK: list[torch.Tensor] = []
             rows: list[int] = []
-            for batch in _batches(
-                block, seq_len=seq_len, batch_rows=batch_rows, bos_id=bos_id, fixed_shape=fixed_shape
-            ):
-                rounds.before_batch()
+            for batch in batches(block, seq_len=seq_len, batch_rows=batch_rows, bos_id=bos_id, fixed_shape=fixed_shape):
+                if not rounds.before_batch():
+                    break
                 inputs_BT = torch.from_numpy(batch.inputs_BT).to(runtime.device)
                 targets_BT = torch.from_numpy(batch.targets_BT).to(runtime.device)
                 x_BTD = hidden(inputs_BT)
@@ -193,64 +237,22 @@ def evaluate_bpb(
                     compute_dtype=compute_dtype,
                     compiled=compiled_loss,
                 )
-                nats_BT = torch.where(targets_BT == IGNORE, 0.0, nats_BT)
-                sums_B.append(nats_BT.to(row_dtype).sum(dim=1)[: len(batch.documents)])
+                nats_BT = torch.where(targets_BT == IGNORE, 0.0, nats_BT)[: len(batch.documents)].to(row_dtype)
+                parts = [nats_BT[:, start:end].sum(dim=1) for start, end in zip(starts, ends, strict=True)]
+                sums_BK.append(torch.stack(parts, dim=1))
                 rows += batch.documents
-            # One wait for the device a block.
-            for row, nats in zip(rows, torch.cat(sums_B).tolist(), strict=True):
-                tally.nats[row] += nats
-            tally.num_windows += len(rows)
+            if rows:
+                # One wait for the device a block.
+                tally.add(rows, torch.cat(sums_BK).cpu().numpy())
             if progress is not None:
-                progress(len(tally.nats), expected)
+                progress(len(tally), expected)
+            if rounds.is_cut:
+                break
     total = given if given is not None else None if tally.is_cut else tally.num_taken + tally.num_empty
-    return _result(tally, runtime, elapsed_from_s=started_s, num_documents_total=total)
-
-
-class _Rounds:
-    """Ranks agree before each batch that all go on, so that none waits in a collective for one that has left.
-
-    Nobody knows how many batches the others have. So a rank that has done all of its own keeps answering, until all have:
-    every rank takes part in the same number of agreements, which is what makes it safe to end in the middle. One costs some
-    0.4 ms between two processes of one machine, in CPU memory, while the device works on.
-    """
-
-    DONE, WORKING, STOP, FAILED = range(4)
-
-    def __init__(self, runtime: Runtime, should_stop: Callable[[], bool] | None, idle: Callable[[], None]) -> None:
-        """idle: called in place of each batch that others still have."""
-        self._runtime, self._should_stop, self._idle = runtime, should_stop, idle
-        self._is_over = False
-
-    def before_batch(self) -> None:
-        self._agree(self.WORKING)
-
-    def _agree(self, mine: int) -> int:
-        if mine != self.FAILED and self._should_stop is not None and self._should_stop():
-            mine = self.STOP
-        # Whatever happens in or after the last agreement, another one would meet nobody.
-        self._is_over = True
-        found = int(self._runtime.control.largest(float(mine)))
-        if found == self.STOP:
-            raise Dropped
-        if found == self.FAILED and mine != self.FAILED:
-            raise DataError("the evaluation failed on another process", hint="its message says why")
-        self._is_over = found == self.FAILED
-        return found
-
-    def __enter__(self) -> _Rounds:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            try:
-                while self._agree(self.DONE) != self.DONE:
-                    self._idle()
-            except Exception:
-                if not self._is_over:
-                    self._agree(self.FAILED)
-                raise
-        elif isinstance(error, Exception) and not self._is_over:
-            self._agree(self.FAILED)
+    num_rows = _rows_to_count(tally, runtime) if rounds.is_cut else len(tally)
+    if documents_to is not None:
+        documents_to(_gather(tally, num_rows, runtime))
+    return _result(tally, num_rows, runtime, elapsed_from_s=started_s, num_documents_total=total, is_cut=rounds.is_cut)
 
 
 def _take(
@@ -272,7 +274,7 @@ def _take(
 
 
 def _share(
-    documents: Iterator[Document], token_bytes: np.ndarray, tally: _Tally, runtime: Runtime
+    documents: Iterator[Document], token_bytes: np.ndarray, tally: _Tally, runtime: Runtime, *, seq_len: int
 ) -> Iterator[tuple[int, Document]]:
     """This rank's documents with their row in the tally, checked and with their bytes counted."""
     for index, document in enumerate(documents):
@@ -285,73 +287,49 @@ def _share(
                 f"id {bad} in document {document.source or index} is outside the vocabulary of {len(token_bytes)} ids",
                 hint="the documents were tokenised with another tokenizer than the run's",
             )
-        scored = ids if document.loss_mask is None else ids[document.loss_mask]
-        tally.nats.append(0.0)
-        tally.num_bytes.append(int(token_bytes[scored].sum()))
-        tally.num_tokens += len(scored)
-        yield len(tally.nats) - 1, document
+        yield tally.begin(token_bytes[ids], document.loss_mask, seq_len=seq_len), document
 
 
-def _windows(documents: Iterable[tuple[int, Document]], *, bos_id: int, seq_len: int) -> Iterator[_Window]:
-    for row, document in documents:
-        ids = np.asarray(document.ids).astype(np.int64)
-        targets = ids if document.loss_mask is None else np.where(document.loss_mask, ids, IGNORE)
-        for start in range(0, len(ids), seq_len):
-            stop = min(start + seq_len, len(ids))
-            inputs = np.empty(stop - start, np.int64)
-            inputs[0] = bos_id
-            inputs[1:] = ids[start : stop - 1]
-            yield _Window(row, inputs, targets[start:stop])
+def _rows_to_count(tally: _Tally, runtime: Runtime) -> int:
+    """Of a cut evaluation: this rank's documents before the first one, of any rank, that is not finished."""
+    first_open = runtime.rank + runtime.world_size * tally.num_complete()
+    num_documents = -int(runtime.control.largest(-float(first_open)))
+    return len(range(runtime.rank, num_documents, runtime.world_size))
 
 
-def _blocks(windows: Iterable[_Window], size: int) -> Iterator[list[_Window]]:
-    block: list[_Window] = []
-    for window in windows:
-        block.append(window)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block
+def _gather(tally: _Tally, num_rows: int, runtime: Runtime) -> DocumentSums:
+    (n,) = _sum_over_ranks([num_rows], runtime)
+    columns = np.zeros((int(n), 3 * len(tally.ends)))
+    columns[runtime.rank :: runtime.world_size] = tally.columns(num_rows)
+    nats_NK, num_bytes_NK, num_tokens_NK = np.split(
+        np.array(_sum_over_ranks(columns, runtime)).reshape(columns.shape), 3, axis=1
+    )
+    return DocumentSums(nats_NK, num_bytes_NK.astype(np.int64), num_tokens_NK.astype(np.int64))
 
 
-def _batches(
-    windows: Sequence[_Window], *, seq_len: int, batch_rows: int, bos_id: int, fixed_shape: bool
-) -> Iterator[_WindowBatch]:
-    """The windows of a block, longest first, in batches of at most batch_rows * seq_len tokens with little padding."""
-    ordered = sorted(windows, key=lambda window: -len(window.targets))
-    start = 0
-    while start < len(ordered):
-        longest = len(ordered[start].targets)
-        width = seq_len if fixed_shape else min(seq_len, -(-longest // WIDTH_STEP) * WIDTH_STEP)
-        height = batch_rows if fixed_shape else batch_rows * seq_len // width
-        chosen = ordered[start : start + height]
-        shape = (batch_rows if fixed_shape else len(chosen), width)
-        inputs_BT = np.full(shape, bos_id, np.int64)
-        targets_BT = np.full(shape, IGNORE, np.int64)
-        for row, window in enumerate(chosen):
-            inputs_BT[row, : len(window.inputs)] = window.inputs
-            targets_BT[row, : len(window.targets)] = window.targets
-        yield _WindowBatch([window.document for window in chosen], inputs_BT, targets_BT)
-        start += len(chosen)
-
-
-def _result(tally: _Tally, runtime: Runtime, *, elapsed_from_s: float, num_documents_total: int | None) -> BpbResult:
-    nats_N = np.asarray(tally.nats, np.float64)
-    bytes_N = np.asarray(tally.num_bytes, np.float64)
+def _result(
+    tally: _Tally,
+    num_rows: int,
+    runtime: Runtime,
+    *,
+    elapsed_from_s: float,
+    num_documents_total: int | None,
+    is_cut: bool,
+) -> BpbResult:
+    nats_NK, num_bytes_NK, num_tokens_NK = np.split(tally.columns(num_rows), 3, axis=1)
+    nats_N, bytes_N = nats_NK.sum(axis=1), num_bytes_NK.sum(axis=1)
     num_nonfinite = int((~np.isfinite(nats_N)).sum())
-    sums = [nats_N.sum(), bytes_N.sum(), len(nats_N), tally.num_tokens, tally.num_windows, num_nonfinite]
+    sums = [nats_N.sum(), bytes_N.sum(), num_rows, num_tokens_NK.sum(), tally.num_windows, num_nonfinite]
     nats, num_bytes, n, num_tokens, num_windows, num_nonfinite = _sum_over_ranks(sums, runtime)
-    if num_bytes == 0:
+    if num_bytes == 0 and not is_cut:
         raise DataError(
             f"bits per byte need at least one byte of text: {int(n)} documents with {int(num_tokens)} scored tokens have none",
             hint="give validation documents with text in them (special tokens have no bytes)",
         )
-    ratio = nats / num_bytes
-    # Delta method for a ratio of two sums over n sampled documents (Cochran, Sampling Techniques, 3rd ed., eq. 6.13),
-    # without the correction for a finite population: the documents stand for text that was not sampled.
+    ratio = nats / num_bytes if num_bytes else math.nan
+    # As `bits_per_byte` says, from the ranks' sums.
     (squares,) = _sum_over_ranks([((nats_N - ratio * bytes_N) ** 2).sum()], runtime)
-    stderr = math.sqrt(n / (n - 1) * squares) / num_bytes / math.log(2) if n > 1 else None
+    stderr = math.sqrt(n / (n - 1) * squares) / num_bytes / math.log(2) if n > 1 and num_bytes else None
     runtime.synchronize()
     return BpbResult(
         val_bpb=ratio / math.log(2),
@@ -365,12 +343,13 @@ def _result(tally: _Tally, runtime: Runtime, *, elapsed_from_s: float, num_docum
         num_documents_total=num_documents_total,
         num_empty=tally.num_empty,
         num_nonfinite=int(num_nonfinite),
+        is_cut=is_cut,
     )
 
 
-def _sum_over_ranks(values: list[float], runtime: Runtime) -> list[float]:
+def _sum_over_ranks(values: Sequence[float] | np.ndarray, runtime: Runtime) -> list[Any]:
     device = torch.device("cpu") if runtime.device.type == "mps" else runtime.device
-    return runtime.sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+    return runtime.sum(torch.as_tensor(values, dtype=torch.float64, device=device)).tolist()
 
 
 def _check_sizes(model: nn.Module, token_bytes: np.ndarray, *, seq_len: int, batch_rows: int) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from firstlight.data.loader import Loader
 from firstlight.errors import CheckpointError, DataError, FirstlightError, Interrupted, TrainingStopped
+from firstlight.eval.bpb import DocumentSums
 from firstlight.eval.samples import default_prompts
 from firstlight.model import sharding
 from firstlight.recipes import preflight, restart, resume
@@ -300,7 +301,6 @@ class _BaseRun:
         spike = SpikeGuard() if settings.spike != "off" else None
 
         restore = partial(self.restore, parts, saves, spike)
-
         try:
             start = (restore() if self.previous is not None else None) or TrainState()
         except CheckpointError:
@@ -422,7 +422,9 @@ class _BaseRun:
         max_tokens: int | None,
     ) -> None:
         limit = self.settings.final_documents or None
-        result = validation.score(parts.model, max_documents=limit, max_tokens=max_tokens)
+        sums: list[DocumentSums] = []
+        result = validation.score(parts.model, max_documents=limit, max_tokens=max_tokens, documents_to=sums.append)
+        validation.keep(self.run_dir, sums[0], step=end.step, data=self.settings.data)
         row = validation.facts(result)
         sink.write("eval", end.step, {**row, "final": True})
         self.console.say(f"final val bpb: {result.describe()} (validation set {validation.content_hash[:12]})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ import torch
 from firstlight.data.split import ValSpec, iter_documents, val_content_hash
 from firstlight.data.store import TokenStore
 from firstlight.errors import DataError
-from firstlight.eval.bpb import BpbResult, evaluate_bpb
+from firstlight.eval.bpb import BpbResult, DocumentSums, evaluate_bpb
 from firstlight.eval.samples import sample_prompts
 from firstlight.model.gpt import GPT
+from firstlight.recipes.scores import document_scores, keep_scores
 from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
 from firstlight.tokens.bpe import Tokenizer
@@ -86,8 +88,18 @@ class Validation:
                 "the validation documents cannot be read by another process", hint="its message says why"
             )
 
-    def score(self, model: GPT, *, max_documents: int | None = None, max_tokens: int | None = None) -> BpbResult:
-        """Bits per byte on the first documents (all where there is no limit). A collective call."""
+    def score(
+        self,
+        model: GPT,
+        *,
+        max_documents: int | None = None,
+        max_tokens: int | None = None,
+        documents_to: Callable[[DocumentSums], None] | None = None,
+    ) -> BpbResult:
+        """Bits per byte on the first documents (all where there is no limit). A collective call.
+
+        documents_to: told the sums of each document; see `evaluate_bpb`.
+        """
         self._read_documents()
         with self._console.progress("scoring", unit="documents") as bar:
 
@@ -113,12 +125,24 @@ class Validation:
                 progress=show,
                 should_stop=self._should_stop,
                 forward_is_collective=self._forward_is_collective,
+                documents_to=documents_to,
             )
 
     def facts(self, result: BpbResult) -> dict[str, Any]:
         """A score as a row of the metrics: the numbers, and the identity of what they were measured on."""
         values = result.to_dict()
         return {**values, "val_hash": self.content_hash, "tokenizer_hash": self._tokenizer.content_hash}
+
+    def keep(self, run_dir: Path, sums: DocumentSums, *, step: int, data: str) -> None:
+        """Write the scores by document into the run's folder (rank 0)."""
+        if not self._runtime.is_main:
+            return
+        scores = document_scores(
+            sums, self.documents, run=run_dir.name, step=step, val_hash=self.content_hash,
+            tokenizer_hash=self._tokenizer.content_hash, data=data, val=str(self._val), max_seq_len=self._seq_len,
+            dtype=self._runtime.dtype_name,
+        )  # fmt: skip
+        keep_scores(run_dir, scores, warn=self._console.warn)
 
 
 class BpbProbe:
