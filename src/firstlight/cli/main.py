@@ -35,6 +35,7 @@ tokenizer.command("firstlight.cli.tokenizer:show", name="show")
 evaluate = App(name="eval")
 evaluate.command("firstlight.cli.evaluate:bpb", name="bpb")
 evaluate.command("firstlight.cli.evaluate:samples", name="samples")
+evaluate.command("firstlight.cli.core:core", name="core")
 
 runs = App(name="runs")
 runs.command("firstlight.cli.runs:list_", name="list")
@@ -60,6 +61,10 @@ for group in (train, data, tokenizer, evaluate, runs, checkpoint, bench):
     app.command(group)
 app.command("firstlight.cli.plan:plan", name="plan")
 app.command("firstlight.cli.sample:sample", name="sample")
+# Its arguments are the harness's, --help among them.
+app.command("firstlight.cli.lm_eval:lm_eval", name="lm-eval", help_flags=[], version_flags=[])
+app.command("firstlight.cli.scale:scale", name="scale")
+app.command("firstlight.cli.explain:explain", name="explain")
 app.command("firstlight.cli.doctor:doctor", name="doctor")
 
 

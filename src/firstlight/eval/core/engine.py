@@ -68,7 +68,7 @@ class GPTScorer:
                 hint="cut it before it is scored",
             )
         found: dict[int, Scored] = {}
-        waiting = [batch for batch in batches(plant(groups), max_tokens=self.batch_tokens)][::-1]
+        waiting = list(batches(plant(groups), max_tokens=self.batch_tokens))[::-1]
         while waiting:
             batch = waiting.pop()
             try:

@@ -132,7 +132,9 @@ def summarize(
 ) -> CoreResult:
     """Scores of ``tasks`` from their decisions, by label and in the order of the examples."""
     found = tuple(
-        _task_result(task, decisions[task.label], bundle.baselines[baselines][task.label], (seconds or {}).get(task.label))
+        _task_result(
+            task, decisions[task.label], bundle.baselines[baselines][task.label], (seconds or {}).get(task.label)
+        )
         for task in tasks
     )
     is_core = {task.label for task in tasks} == set(TASKS)
