@@ -33,6 +33,11 @@ CASES: dict[str, dict[str, Any]] = {
     "smear": {"smear": True},
     "backout": {"backout": True},
     "gain": {"qk_gain": 1.3, "rope_base": 500.0, "softcap": 4.0},
+    "portable": {"mlp": "swiglu", "mlp_width": 112, "embed_norm": False, "softcap": 0.0},
+    "gated, odd inner width": {"mlp": "swiglu", "mlp_width": 41},
+    "inner width": {"mlp_width": 77},
+    "no norm behind the embedding": {"embed_norm": False, "smear": True, "residual_scales": True},
+    "no cap": {"softcap": 0.0},
     "all": {"value_embed_every": 2, "residual_scales": True, "smear": True, "backout": True, "qk_gain": 0.8},
     "all in one layer": {
         "value_embed_every": 1, "residual_scales": True, "smear": True, "backout": True, "n_layer": 1, "n_kv_head": 1,
@@ -114,7 +119,7 @@ def test_greedy_text_is_the_plain_loops(case: str) -> None:
     assert found == ids[4:]
 
 
-@pytest.mark.parametrize("case", ["classic", "five heads on one", "all"])
+@pytest.mark.parametrize("case", ["classic", "five heads on one", "portable", "all"])
 def test_masked_attention_gives_the_same_and_does_not_look_ahead(case: str) -> None:
     model = random_gpt(CASES[case])
     ids_BT = random_ids(model, 3, 12)

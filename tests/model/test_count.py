@@ -18,8 +18,11 @@ CONFIGS = [
     GPTConfig.from_depth(4, vocab_size=4096, max_seq_len=256),
     GPTConfig.from_depth(3, vocab_size=1000, max_seq_len=128, head_dim=64, n_kv_head=1),
     GPTConfig(vocab_size=301, n_layer=2, n_head=6, n_kv_head=2, n_embd=96, max_seq_len=64),
+    GPTConfig.from_depth(3, vocab_size=1000, max_seq_len=128, preset="portable"),
+    GPTConfig(301, 2, 6, 2, 96, 64, mlp="swiglu", mlp_width=200, embed_norm=False, softcap=0.0),
+    GPTConfig(vocab_size=301, n_layer=2, n_head=2, n_kv_head=2, n_embd=96, max_seq_len=64, mlp_width=150),
 ]
-IDS = ["depth4", "depth3-one-kv-head", "grouped"]
+IDS = ["depth4", "depth3-one-kv-head", "grouped", "portable", "portable-grouped", "narrow-mlp"]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
@@ -45,6 +48,16 @@ def test_depth_4_by_hand() -> None:
     assert count.num_scaling_params(config) == 1_048_576 + 3_145_728
     assert count.flops_per_token(config, 256) == 6 * 4_194_304 + 12 * 4 * 256 * 256
     assert count.optimizer_bytes(config) == 8 * 2_097_152 + 4 * 3_145_728
+
+
+def test_portable_of_depth_4_by_hand() -> None:
+    config = GPTConfig.from_depth(4, vocab_size=4096, max_seq_len=256, preset="portable")
+    # 8/3 of 256 is 682.7, and the multiple of 64 nearest to it 704; three matrices of it.
+    assert count.num_params(config) == {
+        "embedding": 4096 * 256, "head": 4096 * 256, "attention": 4 * 4 * 256**2, "mlp": 4 * 3 * 256 * 704,
+    }  # fmt: skip
+    assert count.flops_per_token(config, 256) == 6 * 4_259_840 + 12 * 4 * 256 * 256
+    assert count.optimizer_bytes(config) == 8 * 2_097_152 + 4 * 3_211_264
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)

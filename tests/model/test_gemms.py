@@ -17,6 +17,7 @@ from firstlight.runtime.gemm_bench import by_kind, total_flops
 from firstlight.train.loss import summed_cross_entropy
 
 SMALL = GPTConfig(vocab_size=100, n_layer=2, n_head=4, n_kv_head=2, n_embd=64, max_seq_len=200)
+GATED = replace(SMALL, mlp="swiglu", mlp_width=136, embed_norm=False, softcap=0.0)
 
 
 def counted_flops(config: GPTConfig, *, batch_rows: int, seq_len: int, kernel: str, chunk_rows: int) -> int:
@@ -29,7 +30,7 @@ def counted_flops(config: GPTConfig, *, batch_rows: int, seq_len: int, kernel: s
             model.hidden(ids),
             model.lm_head.weight,
             ids,
-            softcap=15.0,
+            softcap=config.softcap,
             compute_dtype=torch.bfloat16,
             chunk_rows=chunk_rows,
         )
@@ -38,10 +39,14 @@ def counted_flops(config: GPTConfig, *, batch_rows: int, seq_len: int, kernel: s
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "blocked"])
+@pytest.mark.parametrize("config", [SMALL, GATED], ids=["classic", "gated"])
 @pytest.mark.parametrize(("batch_rows", "seq_len"), [(1, 129), (3, 200), (2, 33)])
-def test_the_list_has_the_flops_that_torch_counts(kernel: str, batch_rows: int, seq_len: int) -> None:
-    gemms = step_gemms(SMALL, batch_rows=batch_rows, seq_len=seq_len, dtype=torch.float32, kernel=kernel, chunk_rows=48)
-    counted = counted_flops(SMALL, batch_rows=batch_rows, seq_len=seq_len, kernel=kernel, chunk_rows=48)
+def test_the_list_has_the_flops_that_torch_counts(
+    config: GPTConfig, kernel: str, batch_rows: int, seq_len: int
+) -> None:
+    options = {"batch_rows": batch_rows, "seq_len": seq_len, "kernel": kernel, "chunk_rows": 48}
+    gemms = step_gemms(config, dtype=torch.float32, **options)
+    counted = counted_flops(config, **options)
     assert total_flops(gemms) == counted
 
 
@@ -55,7 +60,9 @@ def test_the_modern_preset_has_gates_beside_the_list() -> None:
     assert gates < 0.02 * counted
 
 
-@pytest.mark.parametrize("config", [SMALL, GPTConfig.from_depth(3, vocab_size=1000, max_seq_len=300, head_dim=64)])
+@pytest.mark.parametrize(
+    "config", [SMALL, GATED, GPTConfig.from_depth(3, vocab_size=1000, max_seq_len=300, head_dim=64)]
+)
 @pytest.mark.parametrize("seq_len", [1, 128, 177])
 def test_the_flops_are_those_of_count(config: GPTConfig, seq_len: int) -> None:
     options = {"batch_rows": 5, "seq_len": seq_len, "dtype": torch.bfloat16, "chunk_rows": 64, "num_micro_batches": 3}

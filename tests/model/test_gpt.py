@@ -286,7 +286,7 @@ def test_rows_longer_than_the_context_are_refused_by_name() -> None:
         ({"n_kv_head": 8}, "n_head 4 is not a multiple of n_kv_head 8"),
         ({"n_layer": 0}, "n_layer 0 must be a whole number above zero"),
         ({"max_seq_len": -1}, "max_seq_len -1 must be a whole number above zero"),
-        ({"softcap": 0.0}, "softcap 0.0 must be above zero"),
+        ({"softcap": -1.0}, "softcap -1.0 must be zero"),
     ],
 )
 def test_sizes_that_cannot_work_are_refused_with_the_reason(sizes: dict, message: str) -> None:

@@ -35,6 +35,16 @@ def test_every_parameter_has_the_spread_that_its_row_says() -> None:
     assert seen == set(expected)
 
 
+def test_the_matrices_of_a_gated_mlp_start_like_those_of_the_other() -> None:
+    model = build_gpt(replace(CONFIG, mlp="swiglu", mlp_width=320), seed=0)
+    for block in model.transformer.h:
+        assert block.mlp.c_gate.weight.shape == block.mlp.c_fc.weight.shape == (320, 128)
+        assert not torch.equal(block.mlp.c_gate.weight, block.mlp.c_fc.weight)
+        for matrix in (block.mlp.c_gate, block.mlp.c_fc):
+            assert matrix.weight.std().item() == pytest.approx(128**-0.5, rel=0.03)
+        assert not block.mlp.c_proj.weight.any(), "a block starts by adding nothing"
+
+
 def test_every_row_of_the_table_is_used_and_says_why() -> None:
     used = {init_row(name) for name, _ in GPT(EVERYTHING).named_parameters()}
     assert used == set(INIT_TABLE)

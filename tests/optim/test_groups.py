@@ -47,6 +47,23 @@ def test_matrices_are_stacked_by_equal_shape():
     assert len(stacks[0].parameters) == 2
 
 
+def test_the_gate_of_an_mlp_is_a_matrix_and_the_small_gates_are_not():
+    parameters = named(
+        ("transformer.h.0.mlp.c_gate.weight", (24, 8)),
+        ("transformer.h.0.mlp.c_fc.weight", (24, 8)),
+        ("transformer.h.0.mlp.c_proj.weight", (8, 24)),
+        ("transformer.h.1.mlp.c_gate.weight", (24, 8)),
+        ("transformer.h.0.attn.value_gate.weight", (2, 8)),
+        ("smear_gate.weight", (1, 8)),
+    )
+    groups = {group.name: [name for name, _ in group.parameters] for group in make_groups(parameters)}
+    assert groups == {
+        "gates": ["transformer.h.0.attn.value_gate.weight", "smear_gate.weight"],
+        "matrices 24x8": [f"transformer.h.{part}.weight" for part in ("0.mlp.c_gate", "0.mlp.c_fc", "1.mlp.c_gate")],
+        "matrices 8x24": ["transformer.h.0.mlp.c_proj.weight"],
+    }
+
+
 def test_rates_are_nanochats_at_width_768_and_follow_the_width():
     at_768 = {g.name: g.lr for g in make_groups(named(*GPT_PARAMETERS), n_embd=768)}
     at_192 = {g.name: g.lr for g in make_groups(named(*GPT_PARAMETERS), n_embd=192)}

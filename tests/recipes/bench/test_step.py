@@ -34,14 +34,14 @@ def test_the_figures_follow_from_the_times(tiny_options, cpu) -> None:
     assert [what for what, _, _ in report.lines][:5] == ["tokens/s", "step", "mfu", "mfu, causal", "gemm_fraction"]
 
 
-@pytest.mark.parametrize("preset", ["classic", "modern"])
+@pytest.mark.parametrize("preset", ["classic", "modern", "portable"])
 def test_the_products_of_the_list_are_those_of_the_step(tiny_options, cpu, preset) -> None:
     """In bf16, since torch does not count `addmm_`; gates are the only ones beside the list."""
     runtime = replace(cpu, compute_dtype=torch.bfloat16)
     bench = step.make_step_bench(replace(tiny_options, preset=preset, total_batch_size=132, dtype="bf16"), runtime)
     with FlopCounterMode(display=False) as counter:
         bench.step()
-    gates = sum(p.numel() for name, p in bench.parts.model.named_parameters() if name.endswith("_gate.weight"))
+    gates = sum(p.numel() for name, p in bench.parts.model.named_parameters() if name.endswith("value_gate.weight"))
     listed = total_flops(step.gemms_of(bench.plan, runtime, bench.parts))
     assert counter.get_total_flops() == listed + 6 * 132 * gates
     assert (gates > 0) == (preset == "modern")
