@@ -57,7 +57,7 @@ def save_tiny(folder: Path, *, context: int = 256) -> Path:
 @torch.no_grad()
 def plain_scores(model: Any, ids: Sequence[int], start: int) -> tuple[float, bool]:
     """Loss in nats of ``ids[start:]`` and whether each is the likeliest: one row, float64, all logits. Makes the model float64."""
-    logits_TV = model.double()(torch.tensor([list(ids)])).logits[0].double()
+    logits_TV = model.double()(torch.tensor([list(ids[:-1])])).logits[0].double()
     logprobs_TV = logits_TV.log_softmax(-1)
     nats = -sum(float(logprobs_TV[t - 1, ids[t]]) for t in range(start, len(ids)))
     return nats, all(int(logits_TV[t - 1].argmax()) == ids[t] for t in range(start, len(ids)))

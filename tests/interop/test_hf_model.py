@@ -74,7 +74,7 @@ def requests_for(model, *, seed: int) -> list[list[Request]]:
         for _ in range(4):
             text.append(int(model(torch.tensor([text])).logits[0, -1].argmax()))
     groups.append([Request(tuple(text), 4), Request((*text[:-1], (text[-1] + 1) % VOCAB), 4)])
-    groups.append([Request(tuple(ids(64)), 1)])
+    groups.append([Request(tuple(ids(65)), 1)])
     return groups
 
 
@@ -127,8 +127,8 @@ def test_passes_keep_within_the_budgets_of_tokens_and_logits() -> None:
 
 def test_a_text_that_is_too_long_or_has_a_foreign_id_is_refused() -> None:
     scorer = HFScorer(tiny_gpt2(VOCAB, context=64), max_seq_len=64, vocab_size=VOCAB, batch_tokens=90)
-    with pytest.raises(ConfigError, match="65 tokens is longer than the model's context of 64"):
-        scorer.score([[Request((1,) * 65, 3)]])
+    with pytest.raises(ConfigError, match="66 tokens is longer than the model's context of 64"):
+        scorer.score([[Request((1,) * 66, 3)]])
     with pytest.raises(ConfigError, match="id 64 is outside the model's vocabulary of 64"):
         scorer.score([[Request((1, 64), 1)]])
     assert scorer.score([]) == []

@@ -41,6 +41,7 @@ runs = App(name="runs")
 runs.command("firstlight.cli.runs:list_", name="list")
 runs.command("firstlight.cli.runs:show", name="show")
 runs.command("firstlight.cli.runs:report", name="report")
+runs.command("firstlight.cli.compare:compare", name="compare")
 
 checkpoint = App(name="checkpoint")
 checkpoint.command("firstlight.cli.checkpoint:verify", name="verify")

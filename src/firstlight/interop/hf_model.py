@@ -91,7 +91,8 @@ class HFScorer:
 
     def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            if self._max_seq_len is not None and len(request.ids) > self._max_seq_len:
+            # The last id is no input, so a text may be one longer than the table of positions.
+            if self._max_seq_len is not None and len(request.ids) > self._max_seq_len + 1:
                 raise ConfigError(
                     f"a text of {len(request.ids)} tokens is longer than the model's context of {self._max_seq_len}",
                     hint="cut its front before it is scored",
