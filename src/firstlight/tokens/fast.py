@@ -66,6 +66,19 @@ def _character_kinds() -> np.ndarray:
     return kinds
 
 
+def byte_names() -> dict[int, int]:
+    """The character, as a code point, that files of the tokenizers library write for each byte.
+
+    Visible characters of Latin-1 stay, the others go to U+0100 and up (GPT-2, 2019).
+
+    >>> chr(byte_names()[ord("a")]), chr(byte_names()[ord(" ")])
+    ('a', 'Ġ')
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {**{b: b for b in visible}, **{b: 0x100 + i for i, b in enumerate(hidden)}}
+
+
 def model_json(tokens: Sequence[bytes], pattern: str) -> bytes:
     """A ``tokenizer.json`` in the form of the tokenizers library that merges as tiktoken does with these ranks.
 
@@ -73,10 +86,7 @@ def model_json(tokens: Sequence[bytes], pattern: str) -> bytes:
     takes a piece that is a token as it is. So each token is listed with every division into two tokens, in the order of
     ranks, and ``ignore_merges`` is set. No special tokens: what looks like one stays text.
     """
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    # The names that these files give to bytes: visible characters of Latin-1 stay, the others go to U+0100 and up.
-    names = {**{b: b for b in visible}, **{b: 0x100 + i for i, b in enumerate(hidden)}}
+    names = byte_names()
     token_names = [token.decode("latin-1").translate(names) for token in tokens]
     known = set(token_names)
     merges = [
