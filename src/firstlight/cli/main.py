@@ -42,6 +42,7 @@ runs.command("firstlight.cli.runs:list_", name="list")
 runs.command("firstlight.cli.runs:show", name="show")
 runs.command("firstlight.cli.runs:report", name="report")
 runs.command("firstlight.cli.compare:compare", name="compare")
+runs.command("firstlight.cli.compare:publish", name="publish")
 
 checkpoint = App(name="checkpoint")
 checkpoint.command("firstlight.cli.checkpoint:verify", name="verify")
@@ -58,7 +59,14 @@ bench.command("firstlight.cli.bench:evaluate", name="eval")
 bench.command("firstlight.cli.bench:launch", name="launch")
 bench.command("firstlight.cli.bench:all_", name="all")
 
-for group in (train, data, tokenizer, evaluate, runs, checkpoint, bench):
+export = App(name="export")
+export.command("firstlight.cli.export:hf", name="hf")
+export.command("firstlight.cli.export:gguf", name="gguf")
+
+import_ = App(name="import")
+import_.command("firstlight.cli.export:import_hf", name="hf")
+
+for group in (train, data, tokenizer, evaluate, runs, checkpoint, bench, export, import_):
     app.command(group)
 app.command("firstlight.cli.plan:plan", name="plan")
 app.command("firstlight.cli.sample:sample", name="sample")

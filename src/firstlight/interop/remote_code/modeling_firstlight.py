@@ -9,7 +9,7 @@ J = K/2, V vocabulary. One letter a dimension at the end of a tensor's name; 1 i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -36,8 +36,8 @@ class FirstlightConfig(PreTrainedConfig):
     """
 
     model_type = "firstlight"
-    keys_to_ignore_at_inference = ["cache"]
-    attribute_map = {
+    keys_to_ignore_at_inference: ClassVar = ["cache"]
+    attribute_map: ClassVar = {
         "hidden_size": "n_embd",
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
@@ -193,7 +193,7 @@ class FirstlightForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = FirstlightConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["FirstlightBlock"]
+    _no_split_modules: ClassVar = ["FirstlightBlock"]
     _supports_sdpa = True
 
     def __init__(self, config: FirstlightConfig) -> None:
