@@ -129,6 +129,36 @@ def test_probes_change_nothing_that_is_trained(tiny, own_folders):
     assert_same_run(own_folders / "without", own_folders / "with", step=12)
 
 
+@pytest.mark.parametrize("what", ["over their budget", "out of memory"])
+def test_probes_in_trouble_change_nothing_that_is_trained(tiny, own_folders, monkeypatch, what):
+    base.train_base(replace(tiny, run="without"))
+    if what == "over their budget":
+        base.train_base(
+            replace(tiny, run="with", eval_every=1, sample_every=1, eval_budget_s=1e-9, sample_budget_s=1e-9)
+        )
+    else:
+
+        def fail(*arguments, **options):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        real = base.Validation.score
+        monkeypatch.setattr(base.Validation, "score", lambda *a, **o: (fail if "is_over" in o else real)(*a, **o))
+        monkeypatch.setattr("firstlight.recipes.probes.sample_prompts", fail)
+        base.train_base(replace(tiny, run="with", eval_every=1, sample_every=1))
+    assert_same_run(own_folders / "without", own_folders / "with", step=12)
+    rows = read_metrics(own_folders / "with" / "metrics.jsonl")
+    events = [row["what"] for row in rows if row["kind"] == "event"]
+    *cut, final = [row for row in rows if row["kind"] == "eval"]
+    assert final["num_documents"] == 120
+    if what == "out of memory":
+        assert cut == []
+        assert sum("OutOfMemoryError" in text for text in events) == 6
+        assert sum("switched off" in text for text in events) == 2
+    else:
+        assert len(cut) + sum("ended by force" in text for text in events if "probe eval" in text) >= 3
+        assert not any("val_bpb" in row for row in cut)
+
+
 def test_checkpoint_is_on_disk_before_the_last_score_and_a_failing_score_loses_nothing(tiny, own_folders, monkeypatch):
     def fail(self, model, **limits):
         assert (own_folders / "lost" / "checkpoints" / "step_00000012").is_dir()

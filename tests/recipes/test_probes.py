@@ -17,6 +17,10 @@ from firstlight.runtime.context import Runtime
 ALONE = Runtime(device=torch.device("cpu"))
 
 
+def never() -> bool:
+    return False
+
+
 def parts(tiny_corpus, tmp_path):
     data = prepare_data(
         str(tiny_corpus), val="last", tokenizer_path=None, vocab_size=300, cache_dir=tmp_path / "cache", num_workers=0, seed=1,
@@ -70,7 +74,35 @@ def test_samples_go_on_from_their_prompts_and_are_the_same_each_time(tiny_corpus
     data, model, _, _ = parts(tiny_corpus, tmp_path)
     prompts = default_prompts("builtin")[:2]
     probe = SampleProbe(data.tokenizer, prompts, every=1, console=Console(is_main=False), runtime=ALONE)
-    first, again = probe.measure(model, 1), probe.measure(model, 1)
+    first, again = probe.measure(model, 1, is_over=never), probe.measure(model, 1, is_over=never)
     assert [sample["prompt"] for sample in first["samples"]] == list(prompts)
     assert first == again
+    data.store.close()
+
+
+def test_a_score_over_its_budget_is_a_part_and_never_passes_for_a_whole_one(tiny_corpus, tmp_path, capsys):
+    data, model, _, validation = parts(tiny_corpus, tmp_path)
+    answers = iter([False] * 9)
+    probe = BpbProbe(validation, every=1, max_documents=100, console=Console())
+    row = probe.measure(model, 3, is_over=lambda: next(answers, True))
+    n = row["num_documents"]
+    assert 0 < n < 100
+    assert row["cut"] == f"by its budget: {n} of 100 documents"
+    assert "val_bpb" not in row
+    assert abs(row["partial_val_bpb"] - validation.score(model, max_documents=n).val_bpb) < 1e-5
+    assert f"part of a score, cut by its budget: {n} of 100 documents" in capsys.readouterr().out
+    whole = probe.measure(model, 3, is_over=never)
+    assert (whole["num_documents"], "cut" in whole, "partial_val_bpb" in whole) == (100, False, False)
+    assert abs(whole["val_bpb"] - validation.score(model, max_documents=100).val_bpb) < 1e-6
+    data.store.close()
+
+
+def test_samples_over_their_budget_are_those_that_are_there(tiny_corpus, tmp_path):
+    data, model, _, _ = parts(tiny_corpus, tmp_path)
+    prompts = default_prompts("builtin")[:4]
+    probe = SampleProbe(data.tokenizer, prompts, every=1, console=Console(is_main=False), runtime=ALONE)
+    answers = iter([False] * 2)
+    row = probe.measure(model, 1, is_over=lambda: next(answers, True))
+    assert row["cut"] == "by its budget: 2 of 4 prompts"
+    assert row["samples"] == probe.measure(model, 1, is_over=never)["samples"][:2]
     data.store.close()

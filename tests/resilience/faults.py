@@ -108,10 +108,10 @@ def signal_in_evaluation(rank: int, which: int, step: int, number: int = signal.
     """Send a signal to a rank when the evaluation after ``step`` steps has begun."""
     real = BpbProbe.measure
 
-    def measure(self: BpbProbe, model: Any, at: int) -> Any:
+    def measure(self: BpbProbe, model: Any, at: int, **options: Any) -> Any:
         if (rank, at) == (which, step):
             os.kill(os.getpid(), number)
-        return real(self, model, at)
+        return real(self, model, at, **options)
 
     BpbProbe.measure = measure  # type: ignore[method-assign]
 

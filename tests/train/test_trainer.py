@@ -33,6 +33,7 @@ from firstlight.train import step as step_module
 from firstlight.train import trainer as trainer_module
 from firstlight.train.checkpoint import find_latest_good, list_steps, load_checkpoint, load_into
 from firstlight.train.horizon import Curve, StepHorizon
+from firstlight.train.probing import Budget
 from firstlight.train.saving import SaveQueue
 from firstlight.train.scaler import LossScaler
 from firstlight.train.spike import SpikeGuard
@@ -102,7 +103,9 @@ class CountingProbe:
     def due(self, step: int, is_last: bool) -> bool:
         return is_last or step % self.every == 0
 
-    def measure(self, model: GPT, step: int) -> dict:
+    budget = Budget(0)
+
+    def measure(self, model: GPT, step: int, *, is_over) -> dict:
         assert not torch.is_grad_enabled()
         assert not model.training
         torch.rand(7)
@@ -429,12 +432,13 @@ def test_a_probe_that_fails_on_the_way_changes_nothing_in_what_follows(tmp_path,
     run.fit()
     assert_equal(run.tensors(), quiet.tensors())
     assert rows(tmp_path / "run", "train") == rows(tmp_path / "quiet", "train")
-    assert len(rows(tmp_path / "run", "event")) == 7
+    # Three failures in a row, and a word that it is off.
+    assert [row["step"] for row in rows(tmp_path / "run", "event")] == [0, 1, 2, 2]
 
 
 def test_the_best_is_chosen_among_the_steps_that_have_a_checkpoint_and_is_kept(tmp_path, store):
     class Scores(CountingProbe):
-        def measure(self, model, step):
+        def measure(self, model, step, *, is_over):
             return {"val_bpb": {0: 0.1, 2: 1.5, 3: 0.5}.get(step, 2.0 + step)}
 
     run = launch(tmp_path / "run", store, num_steps=9, every=2, keep=2, probes=[Scores()])
@@ -757,7 +761,7 @@ def test_a_best_score_whose_checkpoint_was_lost_is_best_no_longer(tmp_path, stor
 class FallingProbe(CountingProbe):
     """Each score is worse than the one before."""
 
-    def measure(self, model: GPT, step: int) -> dict:
+    def measure(self, model: GPT, step: int, *, is_over) -> dict:
         return {"val_bpb": 1.0 + step}
 
 

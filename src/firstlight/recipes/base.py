@@ -17,7 +17,6 @@ import torch
 from firstlight.data.loader import Loader
 from firstlight.errors import CheckpointError, DataError, FirstlightError, Interrupted, TrainingStopped
 from firstlight.eval.bpb import DocumentSums
-from firstlight.eval.samples import default_prompts
 from firstlight.model import sharding
 from firstlight.recipes import preflight, restart, resume
 from firstlight.recipes import record as records
@@ -33,7 +32,8 @@ from firstlight.recipes.prepare import (
     prepare_data_together,
     store_notes,
 )
-from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
+from firstlight.recipes.probe_list import make_probes
+from firstlight.recipes.probes import Validation
 from firstlight.recipes.profiling import profiled
 from firstlight.recipes.restore import restore_newest
 from firstlight.recipes.settings import BaseSettings
@@ -46,7 +46,7 @@ from firstlight.train.plan import Plan
 from firstlight.train.saving import SaveQueue
 from firstlight.train.spike import SpikeGuard
 from firstlight.train.state import TrainState, set_rng_tensors
-from firstlight.train.trainer import Guards, Probe, Trainer
+from firstlight.train.trainer import Guards, Trainer
 from firstlight.train.watchdog import Watchdog
 
 COLLECTIVE_TIMEOUT_S = 1800.0
@@ -350,16 +350,10 @@ class _BaseRun:
                     vocab_size=plan.model.vocab_size,
                 )
             )  # fmt: skip
-            probes: list[Probe] = [
-                BpbProbe(
-                    validation, every=plan.eval_every, max_documents=settings.eval_documents or None, console=console
-                ),
-                SampleProbe(
-                    data.tokenizer, default_prompts(settings.data), every=plan.sample_every, console=console,
-                    runtime=runtime, in_lockstep=is_sharded, beat=watchdog.beat,
-                    should_stop=lambda: self.stop.requested,
-                ),
-            ]  # fmt: skip
+            probes = make_probes(
+                settings, plan, validation, data.tokenizer, console=console, runtime=runtime, in_lockstep=is_sharded,
+                beat=watchdog.beat, should_stop=lambda: self.stop.requested,
+            )  # fmt: skip
             trainer = Trainer(
                 parts.model, parts.optimizer, loader, runtime, horizon,
                 num_micro_batches=plan.num_micro_batches, num_step_tokens=plan.total_batch_size,

@@ -14,6 +14,7 @@ from firstlight.data.store import TokenStore
 from firstlight.errors import DataError
 from firstlight.eval.bpb import BpbResult, DocumentSums, evaluate_bpb
 from firstlight.eval.samples import sample_prompts
+from firstlight.eval.windows import BLOCK_BATCHES
 from firstlight.model.gpt import GPT
 from firstlight.recipes.scores import document_scores, keep_scores
 from firstlight.runtime.console import Console
@@ -21,10 +22,16 @@ from firstlight.runtime.context import Runtime
 from firstlight.tokens.bpe import Tokenizer
 from firstlight.tokens.document import Document
 from firstlight.train.guard import Dropped
+from firstlight.train.probing import Budget
 
 NUM_SHOWN = 3
 SHOWN_CHARACTERS = 160
 """Samples that are also printed, and how much of each; samples.md has all."""
+
+PROBE_BLOCK_BATCHES = 4
+"""So many batches until the next documents are finished, where a score may be cut by its budget."""
+
+NO_LIMIT = Budget(0)
 
 Hidden = Callable[[torch.Tensor], torch.Tensor]
 
@@ -94,11 +101,13 @@ class Validation:
         *,
         max_documents: int | None = None,
         max_tokens: int | None = None,
+        is_over: Callable[[], bool] | None = None,
+        block_batches: int = BLOCK_BATCHES,
         documents_to: Callable[[DocumentSums], None] | None = None,
     ) -> BpbResult:
         """Bits per byte on the first documents (all where there is no limit). A collective call.
 
-        documents_to: told the sums of each document; see `evaluate_bpb`.
+        is_over, block_batches, documents_to: as in `evaluate_bpb`.
         """
         self._read_documents()
         with self._console.progress("scoring", unit="documents") as bar:
@@ -125,12 +134,23 @@ class Validation:
                 progress=show,
                 should_stop=self._should_stop,
                 forward_is_collective=self._forward_is_collective,
+                is_over=is_over,
+                block_batches=block_batches,
                 documents_to=documents_to,
             )
 
-    def facts(self, result: BpbResult) -> dict[str, Any]:
-        """A score as a row of the metrics: the numbers, and the identity of what they were measured on."""
+    def facts(self, result: BpbResult, *, max_documents: int | None = None) -> dict[str, Any]:
+        """A score as a row of the metrics: the numbers, and the identity of what they were measured on.
+
+        A score that was cut is of other documents than those of whole scores, so its numbers have other names: nothing that
+        compares or draws ``val_bpb`` takes it for one. max_documents: the limit that it had.
+        """
         values = result.to_dict()
+        if result.is_cut:
+            asked = min(len(self.documents), max_documents or len(self.documents))
+            values["partial_val_bpb"] = values.pop("val_bpb")
+            values["partial_val_bpb_stderr"] = values.pop("val_bpb_stderr")
+            values["cut"] = f"by its budget: {result.num_documents} of {asked} documents"
         return {**values, "val_hash": self.content_hash, "tokenizer_hash": self._tokenizer.content_hash}
 
     def keep(self, run_dir: Path, sums: DocumentSums, *, step: int, data: str) -> None:
@@ -150,17 +170,30 @@ class BpbProbe:
 
     name = "eval"
 
-    def __init__(self, validation: Validation, *, every: int, max_documents: int | None, console: Console) -> None:
+    def __init__(
+        self,
+        validation: Validation,
+        *,
+        every: int,
+        max_documents: int | None,
+        console: Console,
+        budget: Budget = NO_LIMIT,
+    ) -> None:
         self._validation, self._every, self._max_documents = validation, every, max_documents
         self._console = console
+        self.budget = budget
 
     def due(self, step: int, is_last: bool) -> bool:
         return self._every > 0 and step % self._every == 0 and not is_last
 
-    def measure(self, model: GPT, step: int) -> dict[str, Any]:
-        result = self._validation.score(model, max_documents=self._max_documents)
-        self._console.say(f"step {step:05d} | val bpb: {result.describe()}")
-        return self._validation.facts(result)
+    def measure(self, model: GPT, step: int, *, is_over: Callable[[], bool]) -> dict[str, Any]:
+        result = self._validation.score(
+            model, max_documents=self._max_documents, is_over=is_over, block_batches=PROBE_BLOCK_BATCHES
+        )
+        facts = self._validation.facts(result, max_documents=self._max_documents)
+        name = f"part of a score, cut {facts['cut']}" if result.is_cut else "val bpb"
+        self._console.say(f"step {step:05d} | {name}: {result.describe()}")
+        return facts
 
 
 class SampleProbe:
@@ -179,6 +212,7 @@ class SampleProbe:
         in_lockstep: bool = False,
         beat: Callable[[str], None] = lambda phase: None,
         should_stop: Callable[[], bool] = lambda: False,
+        budget: Budget = NO_LIMIT,
     ) -> None:
         """should_stop: looked at between prompts where there are several ranks; where it is true on any, all raise Dropped.
         in_lockstep: all ranks continue all prompts, because each forward pass needs all of them (sharded weights)."""
@@ -186,20 +220,26 @@ class SampleProbe:
         self._every, self._console = every, console
         self._runtime, self._in_lockstep, self._beat = runtime, in_lockstep, beat
         self._should_stop = should_stop
+        self.budget = budget
 
     def due(self, step: int, is_last: bool) -> bool:
         return is_last or (self._every > 0 and step > 0 and step % self._every == 0)
 
-    def measure(self, model: GPT, step: int) -> dict[str, Any]:
-        samples = self.samples(model)
+    def measure(self, model: GPT, step: int, *, is_over: Callable[[], bool]) -> dict[str, Any]:
+        samples = self.samples(model, is_over=is_over)
         for sample in samples[:NUM_SHOWN]:
             text = " ".join(f"{sample['prompt']}{sample['completion']}".split())
             self._console.say(f"step {step:05d} | sample: {text[:SHOWN_CHARACTERS]}")
-        return {"samples": samples}
+        if len(samples) == len(self._prompts):
+            return {"samples": samples}
+        cut = f"by its budget: {len(samples)} of {len(self._prompts)} prompts"
+        self._console.say(f"step {step:05d} | samples: cut {cut}")
+        return {"samples": samples, "cut": cut}
 
-    def samples(self, model: GPT) -> list[dict[str, str]]:
+    def samples(self, model: GPT, *, is_over: Callable[[], bool] = lambda: False) -> list[dict[str, str]]:
         """What the model says to each prompt, the same for any number of ranks: each continues its share of the prompts.
 
+        is_over: looked at between prompts; where it is true on any rank, the prompts that are left are left out.
         A collective call. Raises on every rank what went wrong on any.
         """
         world_size = 1 if self._in_lockstep else self._runtime.world_size
@@ -208,8 +248,12 @@ class SampleProbe:
         problem: Exception | None = None
         for first in range(0, len(self._prompts), world_size):
             # All ranks go round equally often, so a signal to any of them is known to all after one prompt.
-            if self._runtime.world_size > 1 and self._runtime.control.largest(float(self._should_stop())):
+            stop = 2.0 * (self._runtime.world_size > 1 and self._should_stop())
+            found = self._runtime.control.largest(max(stop, float(is_over())))
+            if found == 2:
                 raise Dropped
+            if found == 1:
+                break
             index = first + rank
             if problem is not None or index >= len(self._prompts):
                 continue

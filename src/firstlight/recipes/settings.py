@@ -79,8 +79,12 @@ class BaseSettings:
     """Validation documents scored during the run (the final score takes all; 0: all each time)."""
     final_documents: int = 0
     """Validation documents of the final score (0: all, or those for which --minutes has time)."""
+    eval_budget_s: float | None = None
+    """Seconds that one score during the run may take; then it ends with a part (0: no limit). [120, or a tenth of the training so far]"""
     sample_every: int | None = None
     """Steps between samples (0: only at the end). [four a run]"""
+    sample_budget_s: float | None = None
+    """Seconds that the samples of one step may take (0: no limit). [120, or a tenth of the training so far]"""
     save_every: int | None = None
     """Steps between checkpoints (0: only at the end). [ten a run]"""
     keep: int = 2
@@ -124,7 +128,7 @@ class BaseSettings:
 
 RESUME_MAY_CHANGE = frozenset({
     "run", "resume", "num_iterations", "tokens", "flops", "minutes", "tokens_per_param", "device_batch_size", "eval_every",
-    "eval_documents", "final_documents", "sample_every", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
+    "eval_documents", "final_documents", "eval_budget_s", "sample_every", "sample_budget_s", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
     "activation_checkpointing", "threads", "workers", "nonfinite_limit", "async_save", "hang_timeout",
     "check_replicas_every", "shard_weights", "spike", "grad_clip",
 })  # fmt: skip

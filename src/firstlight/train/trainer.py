@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import math
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,16 +22,16 @@ import torch
 
 from firstlight.data.batch import Batch, Position
 from firstlight.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingStopped
-from firstlight.model.sharding import drop_pass
 from firstlight.optim.muonadamw import MuonAdamW
 from firstlight.optim.schedule import Hyper
 from firstlight.runtime import hardware
 from firstlight.runtime.context import Runtime
 from firstlight.train import guard, replicas
+from firstlight.train.probing import Probe, Probing
 from firstlight.train.saving import Outcome, SaveQueue
 from firstlight.train.scaler import LossScaler
 from firstlight.train.spike import SpikeGuard
-from firstlight.train.state import TrainState, preserved_rng, rng_tensors
+from firstlight.train.state import TrainState, rng_tensors
 from firstlight.train.step import StepStats, TrainableModel, train_step
 from firstlight.train.watchdog import FIRST_STEP
 
@@ -46,18 +45,6 @@ class Horizon(Protocol):
     def hyper(self, step: int) -> Hyper: ...
     def is_done(self, step: int) -> bool: ...
     def used_s(self) -> float: ...
-
-
-class Probe(Protocol):
-    """Something measured on the way, without gradients. ``measure`` returns a row for the metrics of kind ``name``.
-
-    A ``val_bpb`` in the row decides which checkpoint is the best.
-    """
-
-    @property
-    def name(self) -> str: ...
-    def due(self, step: int, is_last: bool) -> bool: ...
-    def measure(self, model: Any, step: int) -> Mapping[str, Any]: ...
 
 
 class SavableModel(TrainableModel, Protocol):
@@ -135,13 +122,16 @@ class Trainer:
         self.runtime, self.horizon, self.num_micro_batches = runtime, horizon, num_micro_batches
         self.num_step_tokens, self.num_step_rows = num_step_tokens, num_step_rows
         self.saves, self.save_every = saves, save_every
-        self.sink, self.probes = sink, tuple(probes)
+        self.sink = sink
         self.hidden, self.scaler, self.compiled_loss = hidden, scaler, compiled_loss
         self.documents_of = documents_of
         self.guards = guards or Guards()
         self.stop = stop or guard.StopRequest(runtime, report=sink.warn)
         self.weights = weights or self._replicated_weights
         self.restore = restore
+        self.probing = Probing(
+            probes, runtime=runtime, sink=sink, where_saved=self.where_saved, beat=self.guards.beat
+        )  # fmt: skip
         self.last_loss_nats: float | None = None
         self._saved_step = 0
         self._checked_step = -1
@@ -380,40 +370,8 @@ class Trainer:
 
     def probe(self, state: TrainState, *, is_last: bool, collect: Callable[[], None]) -> TrainState:
         """Run the probes that are due. Weights, optimizer, modes and random state are as before, whatever a probe does."""
-        due = [probe for probe in self.probes if probe.due(state.step, is_last)]
-        for probe in due:
-            self.guards.beat(f"the probe {probe.name} at step {state.step}")
-            try:
-                with _untouched(self.model, self.runtime):
-                    values = probe.measure(self.model, state.step)
-                self.sink.write(probe.name, state.step, values)
-            except Exception as error:
-                # A run of days must not be lost to a score: the checkpoint is on disk, the failure in the record.
-                what = f"the probe {probe.name} failed at step {state.step}: {type(error).__name__}: {error}"
-                self.sink.warn(f"{what}; the run goes on, {self.where_saved()}")
-                self.sink.write("event", state.step, {"what": what, "traceback": traceback.format_exc()})
-                drop_pass(self.model)
-                if self.runtime.device.type == "cuda":
-                    # It may have run out of memory; what it held must not be missing in the next step.
-                    torch.cuda.empty_cache()
-                continue
-            if 0 < state.step == self._saved_step:
-                state = state.scored(values.get("val_bpb"))
-        if due:
-            collect()
-        return state
-
-
-@contextmanager
-def _untouched(model: Any, runtime: Runtime) -> Iterator[None]:
-    """No gradients and eval mode inside; modes and random states as they were, after."""
-    was_training = model.training
-    try:
-        model.eval()
-        with torch.no_grad(), preserved_rng(runtime.device):
-            yield
-    finally:
-        model.train(was_training)
+        is_saved = 0 < state.step == self._saved_step
+        return self.probing.run(self.model, state, is_last=is_last, is_saved=is_saved, collect=collect)
 
 
 @contextmanager
