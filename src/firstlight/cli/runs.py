@@ -120,22 +120,31 @@ def show(run: str, /, *, runs_dir: Path | None = None, json: bool = False) -> No
         console.say(f'try it:     firstlight sample {record.name} -p "The"')
 
 
-def report(run: str, /, *, runs_dir: Path | None = None, picture: Path | None = None, json: bool = False) -> None:
-    """Write a run's report.html again (also while it is running), and say where it is.
+def report(
+    *run: str,
+    runs_dir: Path | None = None,
+    picture: Path | None = None,
+    page: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Write a run's report.html again (also while it is running), and say where it is. Of several runs: a page of all.
 
     For example:
 
         firstlight runs report mine
         firstlight runs report mine --picture docs/mine.svg
+        firstlight runs report mine other --page compare.html
 
     Parameters
     ----------
     run
-        Name of the run, or its folder.
+        Name of the run, or its folder; several are compared as `firstlight runs compare` does.
     runs_dir
         Folder of the runs. [FIRSTLIGHT_RUNS, or ./runs]
     picture
-        Also write one picture (SVG) of the loss and the score, for a README.
+        Also write one picture (SVG) of the loss and the score of one run, for a README.
+    page
+        Where the page of several runs goes. [compare.html in the first one's folder]
     json
         Print one JSON object.
     """
@@ -145,10 +154,23 @@ def report(run: str, /, *, runs_dir: Path | None = None, picture: Path | None = 
     from firstlight.runtime import environment
     from firstlight.runtime.console import Console
 
+    folder = runs_dir or environment.runs_dir()
+    if not run:
+        raise ConfigError("no run is named", hint="for example: firstlight runs report mine")
+    if len(run) > 1 and picture is not None:
+        raise ConfigError(f"--picture {picture} of {len(run)} runs", hint="name one run, or leave --picture out")
+    if len(run) == 1 and page is not None:
+        raise ConfigError(f"--page {page} of one run", hint="the report of one run is in its folder; name several runs")
     console = Console()
-    run_dir = find_run(run, runs_dir or environment.runs_dir())
+    run_dir = find_run(run[0].split(",")[0] if len(run) > 1 else run[0], folder)
     try:
-        written = {"report": str(write_report(run_dir))}
+        if len(run) > 1:
+            from firstlight.recipes.compare import compare_runs
+            from firstlight.recipes.compare_page import write_comparison
+
+            written = {"page": str(write_comparison(compare_runs(run, folder), page or run_dir / "compare.html"))}
+        else:
+            written = {"report": str(write_report(run_dir))}
         if picture is not None:
             written["picture"] = str(write_curve_svg(run_dir, picture))
     except OSError as error:

@@ -23,6 +23,12 @@ from firstlight.runtime.metrics import read_metrics
 
 Row = Mapping[str, Any]
 
+PAGE_POLICY = (
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline';"
+    " script-src 'unsafe-inline'\">"
+)
+"""Forbids a page to fetch anything, whatever a sample says."""
+
 
 def write_report(run_dir: Path) -> Path:
     """Write ``report.html`` of the run in a folder, finished or not; returns its path.
@@ -34,7 +40,7 @@ def write_report(run_dir: Path) -> Path:
     record = read_run(run_dir)
     rows = read_metrics(run_dir / "metrics.jsonl", damaged=damaged)
     path = run_dir / "report.html"
-    _write(path, render_page(record, rows, damaged=damaged))
+    write_page(path, render_page(record, rows, damaged=damaged))
     return path
 
 
@@ -47,19 +53,19 @@ def write_curve_svg(run_dir: Path, out: Path) -> Path:
     record = read_run(run_dir)
     rows = read_metrics(run_dir / "metrics.jsonl", damaged=[])
     charts = [_loss_chart(record, rows), _bpb_chart(rows)]
-    words = _text(" · ".join(_about(record)))
+    words = shown_text(" · ".join(_about(record)))
     score = _score(record, rows)
     verdict = f"{score[0]:.3f}" if score else ""
     body = "".join(
         draw_chart(chart, width=568, height=352, nested_at=(20 + 588 * i, 108)) for i, chart in enumerate(charts)
     )
-    _write(
+    write_page(
         out,
         '<svg xmlns="http://www.w3.org/2000/svg" width="1200" height="480" viewBox="0 0 1200 480" role="img"'
-        f' aria-label="{_text(f"Training loss and validation bits per byte of the run {record.name}")}">'
+        f' aria-label="{shown_text(f"Training loss and validation bits per byte of the run {record.name}")}">'
         f"<style>{PICTURE_CSS}</style>"
         '<rect class="card" x=".5" y=".5" width="1199" height="479" rx="16"/>'
-        f'<text class="name" x="34" y="48">{_text(record.name)}</text><text class="words" x="34" y="74">{words}</text>'
+        f'<text class="name" x="34" y="48">{shown_text(record.name)}</text><text class="words" x="34" y="74">{words}</text>'
         + (
             f'<text class="big" x="1166" y="52" text-anchor="end">{verdict}</text>'
             '<text class="words" x="1166" y="76" text-anchor="end">bits per byte of unseen text</text>'
@@ -90,17 +96,14 @@ def render_page(record: RunRecord, rows: Sequence[Row], *, damaged: Sequence[str
         if any(series.points for series in chart.series) or chart.title in ("Training loss", "Validation")
     )
     status = record.shown_status()
-    warning = "".join(f"<li>{_text(line)}</li>" for line in damaged)
+    warning = "".join(f"<li>{shown_text(line)}</li>" for line in damaged)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        # Nothing may be fetched, whatever a sample says.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline';"
-        " script-src 'unsafe-inline'\">"
-        f"<title>{_text(record.name)} · firstlight</title><style>{PAGE_CSS}</style></head><body>"
+        f"{PAGE_POLICY}<title>{shown_text(record.name)} · firstlight</title><style>{PAGE_CSS}</style></head><body>"
         '<div class="dawn"></div><header><div class="top">'
-        f'{LOGO}<h1>{_text(record.name)}</h1><span class="pill {status}">{status}</span></div>'
-        f'<p class="sub">{_text(" · ".join(_about(record)))}</p></header><main>'
+        f'{LOGO}<h1>{shown_text(record.name)}</h1><span class="pill {status}">{status}</span></div>'
+        f'<p class="sub">{shown_text(" · ".join(_about(record)))}</p></header><main>'
         f'<section class="verdict" aria-label="Results">{_score_card(record, rows)}{_tiles(record, rows)}</section>'
         + (
             f'<div class="card warning">Lines of metrics.jsonl were left out:<ul class="notes">{warning}</ul></div>'
@@ -108,7 +111,7 @@ def render_page(record: RunRecord, rows: Sequence[Row], *, damaged: Sequence[str
             else ""
         )
         + f'<section class="charts" aria-label="Curves">{figures}</section>{_samples(rows)}{_details(record, rows)}</main>'
-        f"<footer>Made by firstlight {_text(record.versions.get('firstlight', ''))} on {_date(time.time())}."
+        f"<footer>Made by firstlight {shown_text(record.versions.get('firstlight', ''))} on {shown_date(time.time())}."
         " Every number is in metrics.jsonl beside this page, one JSON object a line.</footer>"
         f"<script>{HOVER_JS}</script></body></html>\n"
     )
@@ -134,13 +137,16 @@ def _bpb_chart(rows: Sequence[Row]) -> Chart:
     return Chart(
         "Validation", "bits per byte, ± 1 standard error",
         [Series("", points, "dots", [errors.get(x, 0.0) for x, _ in points] if errors else [])],
-        hue="amber", y_range=_late_range(points),
+        hue="amber", y_range=late_range(points),
     )  # fmt: skip
 
 
-def _late_range(points: list[tuple[float, float]]) -> tuple[float, float] | None:
-    """Limits of y that show what happens after the first 5 % of a run, because the first fall hides all else."""
-    late = [y for x, y in points if x >= 0.05 * points[-1][0]]
+def late_range(points: list[tuple[float, float]]) -> tuple[float, float] | None:
+    """Limits of y that show what happens after the first 5 % of x, because the first fall hides all else. None for few
+    points.
+    """
+    last = max((x for x, _ in points), default=0.0)
+    late = [y for x, y in points if x >= 0.05 * last]
     if len(late) < 3:
         return None
     room = 0.12 * (max(late) - min(late)) or 0.1
@@ -231,7 +237,7 @@ def _samples(rows: Sequence[Row]) -> str:
 
     def cards(samples: list[tuple[str, str]]) -> str:
         return '<div class="samples">' + "".join(
-            f'<p class="card sample" dir="auto"><b>{_text(prompt)}</b>{_text(said)}</p>' for prompt, said in samples
+            f'<p class="card sample" dir="auto"><b>{shown_text(prompt)}</b>{shown_text(said)}</p>' for prompt, said in samples
         ) + "</div>"  # fmt: skip
 
     newest, *older = steps
@@ -254,22 +260,22 @@ def _details(record: RunRecord, rows: Sequence[Row]) -> str:
     machine = {"device": record.device, "dtype": record.dtype, "processes": record.world_size, **hardware}
     hashes = {"data": record.data_hash, "tokenizer": record.tokenizer_hash, "validation": record.val_hash}
     origin = {
-        **{f"{name} hash": f"<code>{_text(value)}</code>" for name, value in hashes.items() if value},
-        "code": f"<code>{_text(record.git_commit)}</code>" if record.git_commit else "–",
-        "started from": _text(", ".join(record.parents)) or "nothing (random weights)",
-        "started": _date(record.created_unix_s),
-        "last change": _date(record.updated_unix_s),
+        **{f"{name} hash": f"<code>{shown_text(value)}</code>" for name, value in hashes.items() if value},
+        "code": f"<code>{shown_text(record.git_commit)}</code>" if record.git_commit else "–",
+        "started from": shown_text(", ".join(record.parents)) or "nothing (random weights)",
+        "started": shown_date(record.created_unix_s),
+        "last change": shown_date(record.updated_unix_s),
     }
     cost = {
         k.removesuffix("_s"): format_duration(v) if k.endswith("_s") and v is not None else v
         for k, v in record.cost.items()
     }
     events = [
-        f"<li>{'Step ' + format(row['step'], ',') + ': ' if isinstance(row.get('step'), int) else ''}{_text(row.get('what', ''))}</li>"
+        f"<li>{'Step ' + format(row['step'], ',') + ': ' if isinstance(row.get('step'), int) else ''}{shown_text(row.get('what', ''))}</li>"
         for row in rows
         if row.get("kind") in ("event", "run")
     ]
-    notes = "".join(f"<li>{_text(note)}</li>" for note in record.notes)
+    notes = "".join(f"<li>{shown_text(note)}</li>" for note in record.notes)
     parts = [_table("Where", _escaped(machine)), _table("From what", origin), _table("Cost", _escaped(cost))]
     if notes:
         parts.append(f'<div class="card"><h3>Choices made, and why</h3><ul class="notes">{notes}</ul></div>')
@@ -302,7 +308,7 @@ def _escaped(values: Mapping[str, Any]) -> dict[str, str]:
             case float():
                 return f"{value:.6g}"
             case _:
-                return _text(value)
+                return shown_text(value)
 
     return {key.replace("_", " ") if "." not in key else key: show(value) for key, value in values.items()}
 
@@ -331,20 +337,21 @@ def _settings(record: RunRecord) -> dict[str, Any]:
 
 
 def _breakable(name: str) -> str:
-    return _text(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    return shown_text(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
-def _text(value: object) -> str:
+def shown_text(value: object) -> str:
     """Escaped for HTML and SVG; control characters, which neither may hold, become U+FFFD."""
     visible = "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in str(value).replace("\r\n", "\n"))
     return html.escape(visible.encode("utf-8", "replace").decode("utf-8"), quote=True)
 
 
-def _date(unix_s: float) -> str:
+def shown_date(unix_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(unix_s))
 
 
-def _write(path: Path, text: str) -> None:
+def write_page(path: Path, text: str) -> None:
+    """Write a page in one move: a reader sees the old one or the new one. Raises OSError."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8", errors="replace")
     os.replace(temporary, path)
