@@ -22,6 +22,9 @@ from firstlight.tokens.stream import StreamDecoder
 
 NAME = "firstlight"
 
+DEFAULT_DEVICE = "cuda:0"
+"""Of the harness's ``--device``, also on machines without a GPU: taken as ``auto``."""
+
 MAX_NEW_TOKENS = 256
 """Where a task does not say how long an answer may be; the harness's own default."""
 
@@ -278,6 +281,7 @@ def model_class(open_model: Callable[..., Harness]) -> type:
     """A subclass of the harness's `TemplateLM`. open_model: called with ``--model_args`` (and device, where given)."""
     harness_module()
     from lm_eval.api.model import TemplateLM  # pyrefly: ignore
+    from lm_eval.utils import simple_parse_args_string  # pyrefly: ignore
     from tqdm import tqdm
 
     class FirstlightLM(TemplateLM):
@@ -293,6 +297,19 @@ def model_class(open_model: Callable[..., Harness]) -> type:
                 self.harness.report(
                     f"batch size {batch_size} is not used: batches are as many texts as fit into batch_tokens"
                 )
+
+        # The harness adds the batch size and the device of its own flags, whose defaults are 1 and cuda:0.
+
+        @classmethod
+        def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: Any = None) -> FirstlightLM:
+            given = {name: value for name, value in (additional_config or {}).items() if value is not None}
+            if given.get("device") == DEFAULT_DEVICE:
+                del given["device"]
+            return cls(**(given | arg_dict))
+
+        @classmethod
+        def create_from_arg_string(cls, arg_string: str, additional_config: Any = None) -> FirstlightLM:
+            return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
         @property
         def eot_token_id(self) -> int:
