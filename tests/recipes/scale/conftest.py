@@ -56,6 +56,6 @@ def make_results(make_study: Callable[..., Study], tmp_path: Path) -> Callable[.
                     val_hash="v", tokenizer_hash="t",
                 )
             )  # fmt: skip
-        return results_of(study, outcomes, tmp_path / "runs", num_draws=200)
+        return results_of(study, outcomes, tmp_path / "runs", num_draws=60)
 
     return make

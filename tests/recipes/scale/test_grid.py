@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from firstlight.errors import ConfigError
@@ -97,7 +99,7 @@ def test_a_grid_that_is_none_is_refused(depths, budgets, words) -> None:
 @pytest.mark.parametrize("minutes", [20.0, 34.0, 120.0])
 def test_budgets_for_minutes_fill_the_minutes_and_no_more(minutes) -> None:
     budgets = grid.budgets_for_minutes(minutes, [1, 2, 3], RULES, num_seeds=1, speeds=SLOW, spent_s=30.0)
-    ratios = [b / a for a, b in zip(budgets, budgets[1:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(budgets)]
     assert ratios == pytest.approx([3.0, 3.0], rel=0.06), "rounded to two digits"
 
     def total_s(scale: float) -> float:

@@ -232,7 +232,7 @@ def budgets_for_minutes(
     allowed_s = (1 - ROOM_FRAC) * minutes * 60 - spent_s
     # The deepest model at the smallest budget is the cell with the fewest steps.
     per_token = max(count.flops_per_token(model_of(depth, rules), rules.seq_len) for depth in depths)
-    batch = rules.total_batch_size or batch_tokens_for(0.0)
+    batch = rules.total_batch_size or batch_tokens_for(1.0)
     least = 1.02 * FEWEST_STEPS * batch * per_token * BUDGET_RATIO ** ((NUM_BUDGETS - 1) / 2)
 
     def total_s(middle: float) -> float:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEVEL = 0.95
-"""Part of the draws that an interval holds."""
+TAIL = 0.025
+"""Part of the draws outside an interval on each side: it holds the middle 95 %."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ def interval_of(value: float, draws: np.ndarray) -> Interval:
     97.5 % of the draws have something to say about that side.
     """
     draws = np.asarray(draws, dtype=np.float64)
-    tail = (1 - LEVEL) / 2
-    low = np.quantile(np.where(np.isnan(draws), -np.inf, draws), tail, method="inverted_cdf")
-    high = np.quantile(np.where(np.isnan(draws), np.inf, draws), 1 - tail, method="inverted_cdf")
+    low = np.quantile(np.where(np.isnan(draws), -np.inf, draws), TAIL, method="inverted_cdf")
+    high = np.quantile(np.where(np.isnan(draws), np.inf, draws), 1 - TAIL, method="inverted_cdf")
     return Interval(
         float(value) if math.isfinite(value) else None,
         float(low) if math.isfinite(low) else None,
