@@ -35,6 +35,7 @@ def core(
     long_prompts: str = "crop",
     fresh: bool = False,
     checkpoint: str = "latest",
+    trust_remote_code: bool = False,
     batch_tokens: int | None = None,
     device: str = "auto",
     dtype: str = "run",
@@ -71,6 +72,8 @@ def core(
         Forget decisions that were kept.
     checkpoint
         latest, best (lowest bits per byte) or a step's number.
+    trust_remote_code
+        With --hf: run Python files that come with the model.
     batch_tokens
         Tokens in one forward pass. [4,096 on a CPU, 65,536 on a GPU]
     device
@@ -123,7 +126,9 @@ def core(
                 run, runtime, checkpoint=checkpoint, long_prompts=long_prompts, batch_tokens=batch_tokens, report=console.warn
             )  # fmt: skip
         else:
-            subject = _hf_subject(str(hf), runtime, report=console.warn)
+            subject = _hf_subject(
+                str(hf), runtime, trust_remote_code=trust_remote_code, batch_tokens=batch_tokens, report=console.warn
+            )
         with console.progress("scoring", unit="examples") as bar:
 
             def show(done: int, total: int, label: str) -> None:
@@ -178,12 +183,26 @@ def _run_subject(
     )
 
 
-def _hf_subject(name: str, runtime: Runtime, *, report: Callable[[str], None]) -> Subject:
+def _hf_subject(
+    name: str,
+    runtime: Runtime,
+    *,
+    trust_remote_code: bool,
+    batch_tokens: int | None,
+    report: Callable[[str], None],
+) -> Subject:
     from firstlight.interop.hf_model import load_hf_model
     from firstlight.recipes.core_eval import Subject
     from firstlight.runtime import environment
 
-    model = load_hf_model(name, device=runtime.device, dtype=runtime.compute_dtype, report=report)
+    model = load_hf_model(
+        name,
+        device=runtime.device,
+        dtype=runtime.compute_dtype,
+        report=report,
+        trust_remote_code=trust_remote_code,
+        batch_tokens=batch_tokens,
+    )
     return Subject(
         name=name,
         scorer=model.scorer,

@@ -21,7 +21,7 @@ Fetch = Callable[[RemoteFile, Path], Path]
 
 FOLDER = "eval_bundle"
 LARGEST_BUNDLE_BYTES = 2 * 2**30
-"""Of the unpacked files; the published ones have 160 MB."""
+"""Of the unpacked files; the published ones have far less."""
 
 
 def obtain_bundle(
