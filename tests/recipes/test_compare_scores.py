@@ -91,3 +91,19 @@ def test_a_loss_that_is_not_finite_is_refused(tmp_path):
     path.write_text("\n".join([first, json.dumps({**json.loads(second), "nats": None}), *rest]) + "\n")
     found, _, _ = verdict(tmp_path, "a", "b")
     assert "not finite on 1 documents" in found.refused
+
+
+def test_a_run_that_was_stopped_is_compared_by_its_newest_score(tmp_path):
+    run_dir = make_run(tmp_path, "a", seed=1)
+    make_run(tmp_path, "b", seed=2, plan_lr=0.1)
+    values = json.loads((run_dir / "run.json").read_text())
+    (run_dir / "run.json").write_text(json.dumps({**values, "status": "stopped", "final": {}}))
+    found, _, _ = verdict(tmp_path, "a", "b")
+    assert found.difference.paired
+
+
+def test_a_run_that_goes_on_is_waited_for(tmp_path):
+    make_run(tmp_path, "a", seed=1)
+    make_run(tmp_path, "b", seed=2, plan_lr=0.1, status="running")
+    found, _, _ = verdict(tmp_path, "a", "b")
+    assert found.advice == "wait for b"

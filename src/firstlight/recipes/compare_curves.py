@@ -115,8 +115,8 @@ def first_reach(curve: Points, target: float) -> float | None:
     """The first x at which a curve comes down to ``target``; between two points it falls with the logarithm of x (a straight
     line from x = 0). None where it never does.
 
-    >>> first_reach([(1.0, 4.0), (100.0, 2.0)], 3.0)
-    10.0
+    >>> first_reach([(0.0, 4.0), (100.0, 2.0)], 3.0)
+    50.0
     """
     for i, (x, y) in enumerate(curve):
         if y > target:

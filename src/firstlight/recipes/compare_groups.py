@@ -19,8 +19,8 @@ from firstlight.recipes.record import RunRecord, find_run, flatten, read_run
 from firstlight.recipes.settings import BaseSettings
 
 NEUTRAL = frozenset({
-    "run", "resume", "seed", "device_batch_size", "eval_every", "eval_documents", "sample_every", "save_every", "keep",
-    "log_every", "tracker", "profile", "device", "compile", "activation_checkpointing", "threads", "workers", "async_save",
+    "run", "resume", "seed", "device_batch_size", "eval_every", "eval_documents", "final_documents", "eval_budget_s",
+    "sample_every", "sample_budget_s", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile", "activation_checkpointing", "threads", "workers", "async_save",
     "hang_timeout", "check_replicas_every", "shard_weights",
 })  # fmt: skip
 """Settings that leave the mathematics of a run alone: the seed, when and how it reports, and in what order it sums. Not the

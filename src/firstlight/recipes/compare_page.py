@@ -137,8 +137,11 @@ def _curves(comparison: Comparison) -> str:
         + "</section>"
         for axis in axes
     )
+    tokenizers = {run.record.tokenizer_hash for group in comparison.groups for run in group.runs}
     several = any(len(group.runs) > 1 for group in comparison.groups)
     hint = "Choose what the curves run over." + (" Thick: mean over seeds; thin: each seed." if several else "")
+    if len(tokenizers) > 1:
+        hint += " The tokenizers differ, so losses per token cannot be compared; bits per byte can."
     return f'<p class="hint">{hint}</p><fieldset class="axes" aria-label="Axis">{buttons}{panels}</fieldset>'
 
 

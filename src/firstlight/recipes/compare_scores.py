@@ -63,7 +63,7 @@ def compare_groups(baseline: Group, other: Group, scores: dict[str, RunScore]) -
     if without:
         return Verdict(
             baseline, other, None, refused="; ".join(f"{one.run.name}: {one.problem}" for one in without),
-            advice=f"firstlight eval bpb {without[0].run.name}",
+            advice=_advice(without[0].run),
         )  # fmt: skip
     refusal = _not_comparable(every)
     if refusal:
@@ -129,8 +129,11 @@ def _final(run: Run, val_hash: str | None) -> RunScore:
     own_hash = final.get("val_hash") or record.val_hash
     wanted = val_hash or (own_hash or "")
     chosen = None
-    for path in find_document_scores(run.path):
-        scores = read_document_scores(path)
+    found = [read_document_scores(path) for path in find_document_scores(run.path)]
+    if step is None and found:
+        # It was not trained to its end: its newest score is what it came to.
+        step = found[-1].header.get("step")
+    for scores in found:
         is_wanted = scores.header.get("val_hash", "").startswith(wanted) and scores.header.get("step") == step
         # The whole set before a part of it.
         if is_wanted and (chosen is None or len(scores) >= len(chosen)):
@@ -154,6 +157,10 @@ def _final(run: Run, val_hash: str | None) -> RunScore:
     return RunScore(
         run, final["val_bpb"], final.get("val_bpb_stderr"), own_hash, window, final.get("num_documents"), None
     )
+
+
+def _advice(run: Run) -> str:
+    return f"wait for {run.name}" if run.record.shown_status() == "running" else f"firstlight eval bpb {run.name}"
 
 
 def _not_comparable(every: Sequence[RunScore]) -> tuple[str, str] | None:
