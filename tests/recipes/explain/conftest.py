@@ -36,7 +36,7 @@ class Case:
 
 
 def small_config(preset: Preset, vocab_size: int, **changes: Any) -> GPTConfig:
-    sizes = {"n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 64, "max_seq_len": 64} | changes
+    sizes: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 64, "max_seq_len": 64} | changes
     return GPTConfig(vocab_size=vocab_size, **sizes, **preset_options(preset, n_embd=sizes["n_embd"]))
 
 

@@ -18,7 +18,7 @@ def test_all_stages_are_told_with_the_facts_numbers(facts_of_run, preset: str) -
         assert word in text
     assert f"right: bits per byte = {score.nats:.3f} / (ln 2 x {score.num_bytes:,}) = {score.bits_per_byte:.4f}" in text
     assert f"{score.seed_bpb:.4f}, which is bits per token" in text
-    assert "6 rows x 64 tokens x 5 micro-batches x 1 processes = 1,920 tokens" in text
+    assert "6 rows x 64 tokens x 5 micro-batches x 1 process = 1,920 tokens" in text
     assert f"{facts.training.flops_per_token:,} FLOPs a token" in text
     for name, number in facts.groups.items():
         assert any(line.split()[:2] == [name, f"{number:,}"] for line in text.splitlines())

@@ -302,13 +302,13 @@ def _standing(curve: Curve, train_rows: list[dict], *, step: int, num_steps: int
         return None
     if num_steps:
         return costs.schedule_point(curve, step - 1, num_steps)
-    row = next((row for row in reversed(train_rows) if row.get("step") == step - 1), None)
-    values = [row.get(key) for key in ("lr_multiplier", "momentum", "elapsed_s", "eta_s")] if row else [None]
-    if not all(isinstance(value, (int, float)) for value in values):
+    row = next((row for row in reversed(train_rows) if row.get("step") == step - 1), {})
+    keys = ("lr_multiplier", "momentum", "elapsed_s", "eta_s")
+    multiplier, momentum, elapsed_s, eta_s = values = [float(row.get(key, math.nan) or 0.0) for key in keys]
+    if not all(map(math.isfinite, values)):
         return None
-    multiplier, momentum, elapsed_s, eta_s = values
     # The update asked for its rate before it ran, so its own step is not in the time that was used.
-    used_s = elapsed_s - row["step_time_s"] if row and isinstance(row.get("step_time_s"), float) else elapsed_s
+    used_s = elapsed_s - float(row.get("step_time_s") or 0.0)
     return SchedulePoint(used_s / (elapsed_s + eta_s), multiplier, momentum)
 
 

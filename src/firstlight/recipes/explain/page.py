@@ -48,7 +48,7 @@ section.stage>h3{margin-top:26px} section.stage li{margin:4px 0}
  display:inline-block;font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .c0{--hue:var(--indigo)} .c1{--hue:var(--amber)} .c2{--hue:var(--teal)} .c3{--hue:var(--violet)} .c4{--hue:var(--rose)}
 .c5{--hue:var(--green)}
-.heat{background:color-mix(in srgb,var(--rose) calc(var(--l)*62%),transparent)} .piece.heat{border-bottom-color:transparent}
+.heat{background:color-mix(in srgb,var(--rose) calc(var(--l)*62%),transparent)} .piece.heat{border-bottom-color:transparent} .piece.heat small{color:var(--ink);opacity:.78}
 .bytes{display:flex;flex-wrap:wrap;gap:3px;margin:12px 0;font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .bytes span{display:inline-flex;flex-direction:column;align-items:center;min-width:26px;padding:2px 3px;border-radius:5px;
  background:var(--code);font-size:14px;line-height:1.35} .bytes b{font-weight:500;min-height:1.35em} .bytes small{font-size:11px;
@@ -58,10 +58,10 @@ section.stage>h3{margin-top:26px} section.stage li{margin:4px 0}
 .scroll thead th{position:sticky;top:0;background:var(--page);font-size:12.5px;border-top:0;white-space:nowrap;z-index:1}
 .scroll td{white-space:nowrap} .scroll th small,.scroll td small{display:block;color:var(--soft);font-size:12px}
 .wide-table td{text-align:right} .wide-table td:nth-child(2){text-align:left} .wide-table thead th:nth-child(n+3){text-align:right}
-.wide-table th[scope]{color:var(--ink);min-width:150px} .stages th i{font-style:normal;font-size:11px;color:var(--soft);
+.wide-table th[scope]{color:var(--ink);min-width:150px} .wide-table th code{white-space:nowrap} .stages th i{font-style:normal;font-size:11px;color:var(--soft);
  border:1px solid var(--line);border-radius:4px;padding:0 4px}
 .guesses td{text-align:left!important} .guesses thead th{text-align:left!important} .guesses td.heat{padding-left:8px;
- border-radius:5px} .guess{display:inline-block;margin-right:10px;font-family:ui-monospace,SFMono-Regular,Menlo,monospace;
+ border-radius:5px} .guesses td:last-child{padding-left:14px} .guess{display:inline-block;margin-right:10px;font-family:ui-monospace,SFMono-Regular,Menlo,monospace;
  font-size:13px} .guess small{display:inline!important} .guess.hit{color:var(--good);font-weight:700}
 .guesses bdi{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:13px}
 .shift td,.shift thead th{text-align:center;border:1px solid var(--line);padding:4px 8px!important;

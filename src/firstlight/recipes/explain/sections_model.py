@@ -120,6 +120,7 @@ def pass_section(facts: Facts) -> str:
     before, after = [s for s in outside if s.key in ("ids", "embedding", "smear")], outside
     after = [stage for stage in after if stage not in before]
     total = sum(stage.flops for stage in stages)
+    is_chunked = train.chunk_tokens < train.device_batch_size * train.seq_len
     what = f"this text (B = 1, T = {len(facts.pieces)})" if facts.walk else "one micro-batch of training"
     other = (
         f"<details><summary>{'Layer 1' if facts.model.n_layer == 2 else f'Layers 1 to {facts.model.n_layer - 1}'}: {len(rest)} tensors</summary>"
@@ -139,14 +140,14 @@ def pass_section(facts: Facts) -> str:
         + f" <b>In training</b> the same line holds B = {train.device_batch_size:,} rows of T = {train.seq_len:,}.</p>"
         + stage_table(before + first, big)
         + other
-        + stage_table(after, big)
-        + '<p class="hint2">Bytes in (brackets) are never held at once: the attention map is made piece by piece inside the kernel,'
-        " and in training the loss takes the logits in chunks.</p>"
+        + stage_table(after, big, chunked=CHUNKED if is_chunked else ())
+        + '<p class="hint2">Bytes in (brackets) are never held at once: the attention map is made piece by piece inside the kernel'
+        + (", and in training the loss takes the logits in chunks.</p>" if is_chunked else ".</p>")
     )
 
 
-def stage_table(stages: Sequence[Stage], in_training: dict[str, Stage]) -> str:
-    """Stages as lines of a table."""
+def stage_table(stages: Sequence[Stage], in_training: dict[str, Stage], *, chunked: Sequence[str] = ()) -> str:
+    """Stages as lines of a table. chunked: keys of those that training never holds whole."""
 
     def size(stage: Stage, *, is_whole: bool = True) -> str:
         text = format_bytes(stage.num_bytes)
@@ -164,7 +165,7 @@ def stage_table(stages: Sequence[Stage], in_training: dict[str, Stage]) -> str:
         return (
             f"<tr><th scope='row'>{where}{esc(stage.name)}<small>{esc(stage.how)}</small></th>"
             f"<td>{esc(stage.symbols)}<small>({', '.join(f'{n:,}' for n in stage.shape)})</small></td><td>{stage.dtype}</td>"
-            f"<td>{size(stage)}</td><td>{size(in_training[stage.key], is_whole=stage.key not in CHUNKED)}</td>"
+            f"<td>{size(stage)}</td><td>{size(in_training[stage.key], is_whole=stage.key not in chunked)}</td>"
             f"<td>{format_count(stage.flops) if stage.flops else '–'}</td>{moments}</tr>"
         )
 

@@ -77,14 +77,11 @@ def schedule_section(facts: Facts) -> str:
 
 def schedule_chart(train: Training) -> Chart:
     """Multiplier and momentum over the run in percent, and a mark where the checkpoint stands."""
-    series = [
-        Series("momentum", [(100 * p.done, p.momentum) for p in train.schedule], hue="teal", dash="5 4"),
-        Series("rate multiplier", [(100 * p.done, p.lr_multiplier) for p in train.schedule], hue="violet"),
-    ]
+    series = [Series("rate multiplier", [(100 * p.done, p.lr_multiplier) for p in train.schedule], hue="violet")]
     if train.at is not None:
-        series.append(
-            Series("this checkpoint", [(100 * train.at.done, train.at.lr_multiplier)], kind="dots", hue="amber")
-        )
+        at = (100 * train.at.done, train.at.lr_multiplier)
+        series.append(Series("this checkpoint", [at], kind="dots", hue="amber"))
+    series.append(Series("momentum", [(100 * p.done, p.momentum) for p in train.schedule], hue="teal", dash="5 4"))
     return Chart("Schedule", "", series, hue="violet", x_label="% of the run", y_range=(0.0, 1.08))
 
 

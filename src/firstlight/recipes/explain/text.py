@@ -69,7 +69,7 @@ def _model(facts: Facts) -> str:
     total = sum(facts.groups.values())
     rows = [[name, n, f"{100 * n / total:.1f} %", format_bytes(4 * n)] for name, n in facts.groups.items()]
     return (
-        f"MODEL: D = {c.n_embd:,} wide, L = {c.n_layer} layers, H = {c.n_head} heads of K = {c.head_dim} ({c.n_kv_head} for keys"
+        f"MODEL: D = {c.n_embd:,} wide, L = {count_of(c.n_layer, 'layer')}, H = {count_of(c.n_head, 'head')} of K = {c.head_dim} ({c.n_kv_head} for keys"
         f" and values), MLP {c.mlp} F = {c.mlp_inner:,}, V = {c.vocab_size:,} ids\n"
         + _indented(format_table(["parameters", "number", "share", "bytes"], rows))
     )
@@ -159,8 +159,8 @@ def _training(facts: Facts) -> str:
         else ""
     )
     return (
-        f"TRAINING STEP: {train.device_batch_size:,} rows x {train.seq_len:,} tokens x {train.num_micro_batches:,} micro-batches x"
-        f" {train.world_size:,} processes = {train.total_batch_size:,} tokens\n"
+        f"TRAINING STEP: {train.device_batch_size:,} rows x {train.seq_len:,} tokens x {count_of(train.num_micro_batches, 'micro-batch')} x"
+        f" {count_of(train.world_size, 'process')} = {train.total_batch_size:,} tokens\n"
         + _indented(format_table(["group", "rule", "tensors", "parameters", "rate", "state"], rows))
         + f"\n  rates: {spark([p.lr_multiplier for p in train.schedule])} ({train.total}){where}"
     )
@@ -198,6 +198,16 @@ def spark(values: Sequence[float], *, width: int = 40) -> str:
     blocks = "▁▂▃▄▅▆▇█"
     picked = [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(width)]
     return "".join(blocks[min(7, max(0, int(value * 7 + 0.5)))] for value in picked)
+
+
+def count_of(number: int, thing: str) -> str:
+    """A number of things.
+
+    >>> count_of(1, "process"), count_of(3, "process"), count_of(2048, "token")
+    ('1 process', '3 processes', '2,048 tokens')
+    """
+    ending = "" if number == 1 else "es" if thing.endswith(("s", "ch")) else "s"
+    return f"{number:,} {thing}{ending}"
 
 
 def _indented(text: str) -> str:
