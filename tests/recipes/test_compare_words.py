@@ -40,7 +40,7 @@ def test_amounts_are_shown_as_parts_of_the_baselines(tmp_path):
     columns, rows = needed_rows(compare_runs(["a", "c", "d"], tmp_path))
     assert columns == ["setting", "to reach a's bpb of", "tokens", "FLOPs", "training minutes"]
     assert rows[0][2:] == ["not reached"] * 3
-    assert rows[1][2].endswith("% of a's)")
+    assert rows[1][2].endswith(" %)")
     assert rows[1][1].endswith("on 50 documents")
 
 

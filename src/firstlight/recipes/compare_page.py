@@ -29,6 +29,7 @@ COMPARE_CSS = """
 .wide-table{padding:12px 20px;overflow-x:auto;margin:0 0 20px} .wide-table th,.wide-table td{padding:6px 18px 6px 0;width:auto}
 .wide-table td{white-space:nowrap;overflow-wrap:normal} .wide-table td.text{white-space:normal;overflow-wrap:anywhere;min-width:7em}
 .wide-table thead th{color:var(--soft);font-weight:600;font-size:13px;border-top:0}
+.wide-table thead th{white-space:nowrap;overflow-wrap:normal} .wide-table tbody th{min-width:8.5em}
 .wide-table tbody tr:first-child>*{border-top:1px solid var(--grid)} .wide-table tbody th{color:var(--ink);font-weight:600}
 .key{display:inline-block;width:11px;height:11px;border-radius:3px;background:var(--hue);margin-right:8px}
 .axes{margin:0;padding:0;border:0;min-width:0} .axes>input{position:absolute;opacity:0}
@@ -168,7 +169,7 @@ def _needed(comparison: Comparison) -> str:
     columns, rows = needed_rows(comparison)
     return (
         "<h2>What it takes to get as far</h2>"
-        '<p class="hint">Read off the validation curves on straight lines between scores. A curve is above what a run'
+        '<p class="hint">In brackets: as a part of what the baseline took. Read off the validation curves on straight lines between scores. A curve is above what a run'
         " planned for that length would reach, because its learning rate is still high there.</p>"
         + _wide_table(columns, rows)
     )

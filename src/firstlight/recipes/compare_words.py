@@ -32,8 +32,8 @@ def final_rows(comparison: Comparison) -> Table:
 
 
 def needed_rows(comparison: Comparison) -> Table:
-    """(columns, rows) of what each group needs to reach the baseline's final bpb, as amounts and as parts of the
-    baseline's.
+    """(columns, rows) of what each group needs to reach the baseline's final bpb, and in brackets as a part of
+    what the baseline took.
     """
     axes = [
         axis for axis in ("tokens", "flops", "minutes", "usd") if all(axis in one.baseline for one in comparison.needed)
@@ -50,7 +50,7 @@ def needed_rows(comparison: Comparison) -> Table:
                 cells.append("not reached")
                 continue
             amount, own = one.amounts[axis], one.baseline[axis]
-            part = f" ({amount / own:.0%} of {base}'s)" if own else ""
+            part = f" ({100 * amount / own:.0f} %)" if own else ""
             cells.append(_amount(axis, amount) + part)
         rows.append([one.name, documents, *cells])
     return columns, rows
