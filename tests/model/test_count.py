@@ -173,6 +173,19 @@ def test_numbers_on_the_models_page_are_those_of_the_code() -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize(("depth", "vocab_size", "seq_len"), [(4, 4096, 256), (12, 32768, 2048)])
+def test_numbers_of_the_three_presets_are_on_the_models_page(depth: int, vocab_size: int, seq_len: int) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
+    configs = [
+        GPTConfig.from_depth(depth, vocab_size=vocab_size, max_seq_len=seq_len, preset=preset)
+        for preset in ("classic", "modern", "portable")
+    ]
+    parameters = " | ".join(f"{sum(count.num_params(config).values()):,}" for config in configs)
+    flops = " | ".join(f"{count.flops_per_token(config, seq_len):,}" for config in configs)
+    assert f"| parameters, depth {depth} (V {vocab_size:,}) | {parameters} |" in page
+    assert f"| FLOPs a token, depth {depth} (T {seq_len:,}) | {flops} |" in page
+
+
 def test_fixed_bytes_of_training_by_hand() -> None:
     config = GPTConfig(vocab_size=100, n_layer=2, n_head=1, n_kv_head=1, n_embd=8, max_seq_len=16)
     # Embedding and head of 100 x 8; four matrices of 8 x 8 and two of 8 x 32 in each block; float32.

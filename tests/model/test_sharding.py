@@ -25,6 +25,7 @@ from firstlight.train.step import train_step
 # The vocabulary divides by neither 2 nor 3; two layers on three ranks leave one without a residual scale.
 CLASSIC = GPTConfig(vocab_size=101, n_layer=2, n_head=4, n_kv_head=2, n_embd=64, max_seq_len=32)
 MODERN = replace(CLASSIC, value_embed_every=2, residual_scales=True, smear=True, backout=True)
+PORTABLE = replace(CLASSIC, mlp="swiglu", mlp_width=176, embed_norm=False, softcap=0.0)
 SEED = 3
 NUM_STEPS = 5
 SAVED_STEP = 3
@@ -138,7 +139,7 @@ def close(found, expected, atol):
 
 
 # Three ranks compute the blocks' activations again in the backward pass.
-@pytest.mark.parametrize(("world_size", "config"), [(2, CLASSIC), (3, MODERN)])
+@pytest.mark.parametrize(("world_size", "config"), [(2, CLASSIC), (2, PORTABLE), (3, MODERN)])
 def test_training_scoring_and_saving_in_shards_are_those_of_one_process(world_size, config):
     oracle = on_one(config)
     oracle.steps(0, SAVED_STEP)

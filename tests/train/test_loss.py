@@ -196,6 +196,29 @@ def test_huge_logits_give_finite_losses_and_gradients(softcap):
     assert (ours[1].double() - dx).abs().max() < 1e-3 * max(1.0, dx.abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk_rows", [1, 7, None])
+def test_logits_of_200_without_a_cap_equal_float64(dtype, chunk_rows):
+    """exp(200) is infinite in float32: the largest logit must be taken out first."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.eye(12).repeat(2, 1, 1)
+    # Logits are the columns themselves: multiples of 8 to +-200, exact in bfloat16.
+    weight = torch.randint(-24, 25, (40, 12), generator=generator) * 8.0
+    weight[0, :6], weight[1, :6], weight[:, 7] = 200.0, -200.0, -200.0
+    targets = torch.randint(0, 40, (2, 12), generator=generator)
+    targets[0, :3] = torch.tensor([0, 1, 0])
+    losses, dx, dweight = reference(x, weight, targets, softcap=0.0)
+    assert losses.max() >= 400 > 0.01 > losses.min()
+    ours = run(x, weight, targets, softcap=0.0, dtype=dtype, chunk_rows=chunk_rows)
+    per_token = token_losses(x, weight, targets, softcap=0.0, compute_dtype=dtype, chunk_rows=chunk_rows)
+    # 1.5e-5 is the distance of neighbouring float32 numbers at 200.
+    assert torch.allclose(per_token.double(), losses, rtol=1e-6, atol=2e-5)
+    assert ours[0].item() == pytest.approx(losses.sum().item(), rel=1e-6)
+    tolerance = 3e-6 if dtype is torch.float32 else 5e-3
+    assert_near(ours[1], dx, tolerance)
+    assert_near(ours[2], dweight, tolerance)
+
+
 def test_loss_of_equal_logits_is_log_of_the_vocabulary():
     x, weight, targets = make_case(vocab=321)
     loss, _, _ = run(torch.zeros_like(x), weight, targets)
@@ -286,14 +309,16 @@ def test_default_chunks_stay_within_their_bytes():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("softcap", [15.0, 0.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_equals_eager(dtype):
+def test_compiled_equals_eager(dtype, softcap):
     x, weight, targets = make_case(rows=2, tokens=48, vocab=300)
     targets[0, 0] = IGNORE
-    eager = run(x, weight, targets, dtype=dtype, chunk_rows=40)
-    compiled = run(x, weight, targets, dtype=dtype, chunk_rows=40, compiled=True)
+    options = {"softcap": softcap, "dtype": dtype, "chunk_rows": 40}
+    eager = run(x, weight, targets, **options)
+    compiled = run(x, weight, targets, **options, compiled=True)
     tolerance = 1e-6 if dtype is torch.float32 else 5e-3
     for a, b in zip(compiled, eager, strict=True):
         assert_near(a, b, tolerance)
-    per_token = token_losses(x, weight, targets, softcap=15.0, compute_dtype=dtype, chunk_rows=40, compiled=True)
+    per_token = token_losses(x, weight, targets, softcap=softcap, compute_dtype=dtype, chunk_rows=40, compiled=True)
     assert_near(per_token.sum(), eager[0], tolerance)
