@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
+from firstlight.cli.lm_eval import model_opener
 from firstlight.cli.main import run
+from firstlight.errors import FirstlightError
+from firstlight.runtime import environment
+from firstlight.runtime.console import Console
 
 TASK = """
 task: own_choices
@@ -47,6 +52,8 @@ def arguments(tmp_path: Path, model_args: str) -> list[str]:
     ]  # fmt: skip
 
 
+# The harness reads thousands of task definitions first.
+@pytest.mark.slow
 def test_a_run_is_scored_by_the_harness_command_line(
     harness_installed, make_tiny_run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
@@ -85,22 +92,34 @@ def test_a_run_is_scored_by_the_harness_command_line(
 @pytest.mark.parametrize(
     ("model_args", "messages"),
     [
-        ("checkpoint=best", ["--model_args names no run"]),
-        ("run=tiny,chekpoint=3", ["--model_args chekpoint=3 is not known", "did you mean 'checkpoint'"]),
-        ("threads=none,add_bos=5", ["3 things are wrong", "threads=none", "add_bos=5", "names no run"]),
-        ("run=nothing-here,device=cpu", ["nothing-here"]),
-        ("run=tiny,device=cpu,checkpoint=77", ["no checkpoint of step 77"]),
+        ({"checkpoint": "best"}, ["--model_args names no run"]),
+        ({"run": "tiny", "chekpoint": 3}, ["--model_args chekpoint=3 is not known", "did you mean 'checkpoint'"]),
+        ({"threads": "none", "add_bos": 5}, ["3 things are wrong", "threads=none", "add_bos=5", "names no run"]),
+        ({"run": "tiny", "batch_tokens": 0, "threads": True}, ["2 things are wrong", "batch_tokens=0", "threads=True"]),
+        ({"run": "nothing-here", "device": "cpu"}, ["nothing-here"]),
+        ({"run": "tiny", "device": "cpu", "checkpoint": 77}, ["no checkpoint of step 77"]),
     ],
 )
-def test_a_mistake_is_told_without_a_traceback(
-    harness_installed, make_tiny_run, tmp_path: Path, capsys, model_args: str, messages: list[str]
-) -> None:
+def test_a_mistake_in_the_model_args_is_told(make_tiny_run, model_args: dict, messages: list[str]) -> None:
     make_tiny_run()
-    assert run(arguments(tmp_path, model_args)) in (2, 3, 4)
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
+    with ExitStack() as stack, pytest.raises(FirstlightError) as error:
+        model_opener(stack, Console())(**model_args)
     for message in messages:
-        assert message in err
+        assert message in str(error.value)
+    assert error.value.hint or len(messages) > 2
+
+
+def test_model_args_choose_the_model(make_tiny_run) -> None:
+    # A run whose name is a number comes as one.
+    make_tiny_run(steps=(3, 4)).path.rename(Path(environment.runs_dir()) / "7")
+    with ExitStack() as stack:
+        harness = model_opener(stack, Console())(
+            run=7, checkpoint=3, device="cpu", dtype="bf16", add_bos=False, batch_tokens=64, seed=5
+        )
+    assert harness.facts["step"] == 3
+    assert (harness.model.compute_dtype, harness.facts["model_dtype"]) == (torch.bfloat16, "bf16")
+    assert (harness.add_bos, harness.seed, harness.scorer.batch_tokens) == (False, 5, 64)
+    assert harness.facts["model_num_parameters"] == sum(weight.numel() for weight in harness.model.parameters())
 
 
 def test_help_is_the_harness_own(harness_installed, capsys: pytest.CaptureFixture[str]) -> None:
