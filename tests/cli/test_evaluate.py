@@ -96,6 +96,36 @@ def test_the_scores_of_the_whole_set_are_kept_by_document(make_tiny_run, capsys)
     assert found.header["tokenizer_hash"] == result["tokenizer_hash"]
 
 
+def test_several_texts_give_a_table_and_the_whole_is_the_ratio_of_sums(make_tiny_run, capsys, tmp_path: Path) -> None:
+    from firstlight.eval.document_scores import find_document_scores
+
+    made = make_tiny_run()
+    other = tmp_path / "other"
+    (other / "inner").mkdir(parents=True)
+    (other / "inner" / "c.jsonl").write_text('{"text": "a text of its own"}\n{"text": "and another"}\n')
+    both = score(capsys, "--data", str(made.data), "--data", str(other), "--by", "corpus", "--by", "position")
+    first, second = score(capsys, "--data", str(made.data)), score(capsys, "--data", str(other))
+    assert both["val_bpb"] == pytest.approx(
+        (first["nats"] + second["nats"]) / math.log(2) / both["num_bytes"], rel=1e-6
+    )
+    assert both["num_bytes"] == first["num_bytes"] + second["num_bytes"]
+    named = {part["name"]: part for part in both["slices"]["corpus"]}
+    assert list(named) == ["texts", "other"]
+    for part, alone in [(named["texts"], first), (named["other"], second)]:
+        assert part["val_bpb"] == pytest.approx(alone["val_bpb"], rel=1e-6)
+        assert part["val_bpb_stderr"] == pytest.approx(alone["val_bpb_stderr"], rel=1e-5)
+        assert (part["num_documents"], part["num_bytes"]) == (alone["num_documents"], alone["num_bytes"])
+    assert [part["name"] for part in both["slices"]["position"]] == ["places 1 to 16", "from place 17 on"]
+    assert [each["data"] for each in both["sets"]] == both["data"] == [str(made.data), str(other)]
+    assert len(find_document_scores(made.path)) == 2
+    assert run(["eval", "bpb", "tiny", *CPU, "--data", str(made.data), "--data", str(other)]) == 0
+    out = capsys.readouterr().out
+    assert "corpus" in out
+    assert "position" not in out
+    assert run(["eval", "bpb", "tiny", *CPU]) == 0
+    assert "corpus" not in capsys.readouterr().out
+
+
 def test_a_limit_says_how_many_of_how_many(make_tiny_run, capsys) -> None:
     make_tiny_run()
     assert run(["eval", "bpb", "tiny", *CPU, "--max-documents", "4"]) == 0

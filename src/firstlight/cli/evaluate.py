@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from firstlight.tokens.document import Document
 
 ALL = "all"
+By = Literal["corpus", "shard", "length", "position"]
 
 
 def bpb(
     run: str,
     /,
     *,
-    data: str | None = None,
+    data: list[str] | None = None,
     val: str | None = None,
+    by: list[By] | None = None,
     max_documents: int | None = None,
     max_tokens: int | None = None,
     checkpoint: str = "latest",
@@ -43,19 +45,23 @@ def bpb(
         firstlight eval bpb quickstart
         firstlight eval bpb mine --checkpoint best --max-documents 200
         firstlight eval bpb mine --data other_texts/ --val all --json
+        firstlight eval bpb mine --data wikipedia/ --data books/ --by corpus --by position
 
     Parameters
     ----------
     run
         Name of a run, or its folder.
     data
-        Text to score: builtin, a directory or file, or a hub data set. [the run's]
+        Text to score: builtin, a directory or file, or a hub data set; may be given several times. [the run's]
     val
         Which documents: last, hash:0.01, a shard's file name, or all. [the run's; all of other --data]
+    by
+        Also score parts: corpus (each --data, or folder of it), shard (file), length (quarters of the documents), position (in
+        the window, which shows what context is worth); may be given several times. [corpus, where there are several]
     max_documents
-        Score the first documents only.
+        Score the first documents (of each --data) only.
     max_tokens
-        Score the first documents only, as many as fit whole into this many tokens.
+        Score the first documents (of each --data) only, as many as fit whole into this many tokens.
     checkpoint
         latest, best (lowest bits per byte) or a step's number.
     max_seq_len
@@ -73,9 +79,11 @@ def bpb(
     json
         Print one JSON object.
     """
-    from firstlight.eval.bpb import DocumentSums, evaluate_bpb
+    from firstlight.eval.slices import POSITIONS, slices_by
+    from firstlight.recipes.core_eval import weights_hash
     from firstlight.recipes.loading import dtype_for, load_for_inference
     from firstlight.recipes.scores import document_scores, keep_scores
+    from firstlight.recipes.scoring import result_of, score_documents
     from firstlight.runtime import environment
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import open_runtime
@@ -85,70 +93,102 @@ def bpb(
             is_main=runtime.is_main, is_terminal=environment.is_terminal(), file=sys.stderr if json else None
         )
         loaded = load_for_inference(run, runtime, checkpoint=checkpoint, report=console.warn)
-        chosen_data = data or run_setting(loaded.record, "data") or "builtin"
-        is_the_runs = chosen_data == run_setting(loaded.record, "data")
-        chosen_val = val or (run_setting(loaded.record, "val") if is_the_runs else ALL)
         seq_len = max_seq_len or loaded.model.config.max_seq_len
         batch_tokens = 4096 if runtime.device.type == "cpu" else 32768
-        with console.progress(f"tokenising {chosen_data}") as bar:
-            documents, val_hash, val_name = documents_to_score(
-                chosen_data,
-                chosen_val,
-                loaded.tokenizer,
-                runtime=runtime,
-                num_workers=workers or environment.num_usable_cpus(),
-                progress=lambda what, done, total: bar.advance(0),
-            )
-        with console.progress("scoring", unit="documents") as bar:
+        scored = []
+        sets: list[dict[str, Any]] = []
+        shards: list[str] = []
+        for name in data or [run_setting(loaded.record, "data") or "builtin"]:
+            is_the_runs = name == run_setting(loaded.record, "data")
+            with console.progress(f"tokenising {name}") as bar:
+                documents, val_hash, val_name = documents_to_score(
+                    name,
+                    val or (run_setting(loaded.record, "val") if is_the_runs else ALL),
+                    loaded.tokenizer,
+                    runtime=runtime,
+                    num_workers=workers or environment.num_usable_cpus(),
+                    progress=lambda what, done, total, bar=bar: bar.advance(0),
+                )
+            with console.progress("scoring", unit="documents") as bar:
 
-            def show(done: int, total: int | None) -> None:
-                if total is not None:
-                    bar.set_total(total)
-                bar.advance(done - bar.done)
+                def show(done: int, total: int | None, bar: Any = bar) -> None:
+                    bar.set_total(total or done)
+                    bar.advance(done - bar.done)
 
-            sums: list[DocumentSums] = []
-            result = evaluate_bpb(
-                loaded.model,
-                documents,
-                loaded.tokenizer.token_bytes(),
-                bos_id=loaded.tokenizer.bos_id,
-                seq_len=seq_len,
-                batch_rows=device_batch_size or max(1, batch_tokens // seq_len),
-                runtime=runtime,
-                max_documents=max_documents,
-                max_tokens=max_tokens,
-                progress=show,
-                documents_to=sums.append,
-            )
-        if runtime.is_main:
+                scored.append(
+                    score_documents(
+                        loaded.model,
+                        documents,
+                        loaded.tokenizer.token_bytes(),
+                        bos_id=loaded.tokenizer.bos_id,
+                        seq_len=seq_len,
+                        batch_rows=device_batch_size or max(1, batch_tokens // seq_len),
+                        runtime=runtime,
+                        run_dir=loaded.path,
+                        identity={
+                            "weights_hash": weights_hash(loaded.checkpoint),
+                            "tokenizer_hash": loaded.tokenizer.content_hash,
+                            "val_hash": val_hash,
+                            "dtype": runtime.dtype_name,
+                            "device": runtime.device.type,
+                        },
+                        stretches=POSITIONS if by and "position" in by else (),
+                        max_documents=max_documents,
+                        max_tokens=max_tokens,
+                        progress=show,
+                        report=console.warn,
+                    )
+                )
             scores = document_scores(
-                sums[0], documents, run=loaded.record.name, step=loaded.step, val_hash=val_hash,
-                tokenizer_hash=loaded.tokenizer.content_hash, data=chosen_data, val=val_name, max_seq_len=seq_len,
+                scored[-1][1], documents, run=loaded.record.name, step=loaded.step, val_hash=val_hash,
+                tokenizer_hash=loaded.tokenizer.content_hash, data=name, val=val_name, max_seq_len=seq_len,
                 dtype=runtime.dtype_name,
             )  # fmt: skip
-            if scores.is_whole:
-                keep_scores(loaded.path, scores, warn=console.warn)
+            kept = keep_scores(loaded.path, scores, warn=console.warn) if runtime.is_main and scores.is_whole else None
+            prefix = f"{name.rstrip('/').rpartition('/')[2]}/" if data and len(data) > 1 else ""
+            shards += [f"{prefix}{shard}" for shard in scores.slices]
+            sets.append(
+                {"data": name, "val": val_name, "val_hash": val_hash, "scores": str(kept) if kept else None}
+                | {"val_bpb": scored[-1][0].to_dict()["val_bpb"], "num_documents": scored[-1][0].num_documents}
+            )
+        result, sums = result_of(scored)
+    if not runtime.is_main:
+        return
+    if by is None and len({shard.partition("/")[0] for shard in shards if "/" in shard}) > 1:
+        by = ["corpus"]
+    tables = {each: slices_by(each, sums, shards) for each in by or ()}
     facts: dict[str, Any] = {
         "run": loaded.record.name,
         "step": loaded.step,
         "checkpoint": str(loaded.checkpoint),
-        "data": chosen_data,
-        "val": val_name,
-        "val_hash": val_hash,
+        "data": sets[0]["data"] if len(sets) == 1 else [each["data"] for each in sets],
+        "val": sets[0]["val"] if len(sets) == 1 else [each["val"] for each in sets],
+        "val_hash": sets[0]["val_hash"] if len(sets) == 1 else [each["val_hash"] for each in sets],
         "tokenizer_hash": loaded.tokenizer.content_hash,
         "max_seq_len": seq_len,
         "device": str(runtime.device),
         "dtype": runtime.dtype_name,
     }
     if json:
-        Console(is_main=runtime.is_main).json(facts | result.to_dict())
+        slices = {each: [part.to_dict() for part in table] for each, table in tables.items()}
+        Console().json(facts | result.to_dict() | {"sets": sets, "slices": slices})
         return
     console.say(f"{loaded.record.name}, step {loaded.step:,}: {result.describe()}")
-    console.say(
-        f"data {chosen_data}, documents {val_name} (content hash {val_hash[:16]}), windows of {seq_len:,} tokens"
-    )
+    for each in sets:
+        console.say(
+            f"data {each['data']}, documents {each['val']} (content hash {each['val_hash'][:16]}), "
+            f"windows of {seq_len:,} tokens"
+        )
     if result.num_empty:
         console.say(f"{result.num_empty:,} documents without a token were left out")
+    for each, table in tables.items():
+        console.say()
+        rows = [
+            [part.name, f"{part.val_bpb:.4f}", "" if part.val_bpb_stderr is None else f"{part.val_bpb_stderr:.4f}",
+             f"{part.num_documents:,}", f"{part.num_bytes:,}"]
+            for part in table
+        ]  # fmt: skip
+        console.table([each, "bits per byte", "+-", "documents", "bytes"], rows)
 
 
 def samples(
