@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from firstlight.config import did_you_mean
 from firstlight.errors import ConfigError, DataError
@@ -173,13 +173,13 @@ def _read_tasks(path: Path, data_dir: Path) -> list[Task]:
         # The file is named by what may have been downloaded.
         if Path(uri).is_absolute() or ".." in Path(uri).parts:
             raise DataError(f"{where}: dataset_uri {uri!r} leaves the bundle")
-        if kind not in get_args(Kind):
+        if not isinstance(kind, str) or kind not in get_args(Kind):
             raise DataError(f"{where}: icl_task_type {kind!r} is not known", hint=f"it is {', '.join(get_args(Kind))}")
         if not isinstance(shots, list) or not shots or not isinstance(shots[0], int) or shots[0] < 0:
             raise DataError(f"{where}: num_fewshot must be a list of one count, not {shots!r}")
         if any(task.label == label for task in tasks):
             raise DataError(f"{where}: the label is there twice")
-        tasks.append(Task(label, kind, shots[0], delimiter, uri, data_dir / uri))
+        tasks.append(Task(label, cast(Kind, kind), shots[0], delimiter, uri, data_dir / uri))
     return tasks
 
 

@@ -22,8 +22,8 @@ from firstlight.eval.core.tasks import Decision, decide, make_question
 from firstlight.runtime.context import Runtime
 from firstlight.train.guard import Dropped
 
-Encode = Callable[[list[str]], Sequence[Sequence[int]]]
-"""Ids of texts, without BOS."""
+Encode = Callable[[list[str]], Sequence[Any]]
+"""Ids of texts, without BOS: a list or an array of whole numbers each."""
 
 Record = dict[str, Any]
 """A decision as it is kept: task, index in the task's order, correct, choice, margin, marks, seconds."""

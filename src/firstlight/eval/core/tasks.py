@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from firstlight.errors import DataError
 from firstlight.eval.core.bundle import Kind
@@ -54,9 +55,9 @@ class Decision:
 
 
 def make_question(
-    kind: Kind, texts_ids: Sequence[Sequence[int]], *, gold: int, bos_id: int | None, max_seq_len: int | None
+    kind: Kind, texts_ids: Sequence[Any], *, gold: int, bos_id: int | None, max_seq_len: int | None
 ) -> Question:
-    """Requests for the ids of an example's prompts, without BOS.
+    """Requests for the ids of an example's prompts, a list or an array each, without BOS.
 
     max_seq_len: the last so many ids of a text are kept; None keeps all.
     Raises DataError where a prompt has too few ids for anything to be predicted.
