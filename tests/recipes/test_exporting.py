@@ -1,0 +1,68 @@
+"""Claims of recipes/exporting.py: a run goes out and comes back as a run that works, or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from firstlight.errors import CheckpointError, ConfigError
+from firstlight.recipes.exporting import CPU, export_hf, import_hf
+from firstlight.recipes.loading import load_for_inference
+from firstlight.recipes.record import new_record, read_run, write_run
+from firstlight.train.checkpoint import save_checkpoint
+from interop.exported import OPTIONS, model, tokenizer
+
+
+class NoOptimizer:
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        return {}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    path = tmp_path / "runs" / "mine"
+    path.mkdir(parents=True)
+    tokenizer().save(path / "tokenizer.json")
+    ours = model(OPTIONS["modern"])
+    record = new_record(
+        "mine",
+        status="done",
+        config={"model": asdict(ours.config), "settings": {"data": "builtin"}},
+        tokenizer_hash=tokenizer().content_hash,
+        val_hash="v" * 8,
+        final={"steps": 12, "val_bpb": 1.5, "val_bpb_stderr": 0.1, "tokens": 99},
+    )
+    write_run(path, record)
+    save_checkpoint(path / "checkpoints", step=12, model=ours, optimizer=NoOptimizer(), state={})
+    return path.parent
+
+
+def test_a_run_comes_back_as_a_run(runs: Path, tmp_path: Path) -> None:
+    export_hf("mine", tmp_path / "out", kind="auto", dtype="fp32", checkpoint="latest", overwrite=False, runs_dir=runs)
+    assert "1.5000 ± 0.1000" in (tmp_path / "out" / "README.md").read_text()
+    path, step, _ = import_hf(tmp_path / "out", "again", runs_dir=runs)
+    assert step == 12
+    record = read_run(path)
+    assert (record.recipe, record.status, record.parents) == ("import", "done", ("mine",))
+    assert record.final["val_bpb"] == 1.5
+    back = load_for_inference("again", CPU, runs_dir=runs)
+    ours = load_for_inference("mine", CPU, runs_dir=runs)
+    assert all(torch.equal(w, back.model.state_dict()[n]) for n, w in ours.model.state_dict().items())
+    assert (path / "tokenizer.json").read_bytes() == (runs / "mine" / "tokenizer.json").read_bytes()
+
+
+def test_an_import_that_fails_leaves_no_run(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_hf("mine", tmp_path / "out", kind="auto", dtype="fp32", checkpoint="12", overwrite=False, runs_dir=runs)
+    with pytest.raises(ConfigError, match="there is a run of that name"):
+        import_hf(tmp_path / "out", "mine", runs_dir=runs)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("firstlight.recipes.exporting.save_checkpoint", refuse)
+    with pytest.raises(CheckpointError, match="No space left"):
+        import_hf(tmp_path / "out", "new", runs_dir=runs)
+    assert [path.name for path in runs.iterdir()] == ["mine"]
