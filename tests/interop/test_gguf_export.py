@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interop.exported import OPTIONS, model, tokenizer
 
 from firstlight.errors import ConfigError
 from firstlight.interop import qwen3_type
 from firstlight.interop.gguf_export import tensor_name, write_gguf
 from firstlight.model.gpt import GPT
-from interop.exported import OPTIONS, model, tokenizer
 
 gguf = pytest.importorskip("gguf")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from interop.exported import OPTIONS, export, model, tokenizer
 from safetensors.torch import load_file
 
 from firstlight.errors import CheckpointError, ConfigError
@@ -22,8 +23,6 @@ from firstlight.infer.engine import generate
 from firstlight.interop import hf_export
 from firstlight.interop.hf_export import choose_kind, generation_config
 from firstlight.model.config import GPTConfig
-
-from interop.exported import OPTIONS, export, model, tokenizer
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from interop.exported import OPTIONS, ORIGIN, export, model, tokenizer
 from safetensors.torch import load_file, save_file
 
 from firstlight.errors import CheckpointError, ConfigError, DataError
 from firstlight.interop.hf_import import read_hf
-from interop.exported import OPTIONS, ORIGIN, export, model, tokenizer
 
 
 @pytest.mark.parametrize("preset", OPTIONS)

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interop.exported import tokenizer
 
 from firstlight.errors import ConfigError
 from firstlight.interop.hf_tokenizer import check_same_ids, read_tokenizer, tokenizer_config, tokenizer_json
 from firstlight.tokens.bpe import Tokenizer, train_tokenizer
-
-from interop.exported import tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from interop.exported import OPTIONS, SIZES, model
 
 from firstlight.errors import ConfigError
 from firstlight.interop import nanochat_type
 from firstlight.model.config import GPTConfig
-from interop.exported import OPTIONS, SIZES, model
 
 CONFIG = GPTConfig(vocab_size=330, **SIZES, softcap=7.0, rope_base=500.0, mlp_width=96)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from interop.exported import OPTIONS, model
 
 from firstlight.errors import ConfigError
 from firstlight.interop import qwen3_type
-from interop.exported import OPTIONS, model
 
 OURS = model(OPTIONS["portable"])
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from interop.exported import OPTIONS, model
 
 from firstlight.errors import ConfigError
 from firstlight.interop import remote_type
-from interop.exported import OPTIONS, model
 
 
 @pytest.mark.parametrize("preset", OPTIONS)

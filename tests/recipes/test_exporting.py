@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from interop.exported import OPTIONS, model, tokenizer
 
 from firstlight.errors import CheckpointError, ConfigError
 from firstlight.recipes.exporting import CPU, export_hf, import_hf
 from firstlight.recipes.loading import load_for_inference
 from firstlight.recipes.record import new_record, read_run, write_run
 from firstlight.train.checkpoint import save_checkpoint
-from interop.exported import OPTIONS, model, tokenizer
 
 
 class NoOptimizer:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from interop.exported import OPTIONS, model
 from torch.nn.functional import cross_entropy
 
 from firstlight.infer.engine import generate
 from firstlight.model.gpt import GPT
-from interop.exported import OPTIONS, model
 
 pytest.importorskip("transformers")
 
