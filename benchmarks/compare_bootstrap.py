@@ -36,6 +36,9 @@ def main() -> None:
     console = Console()
     groups, _ = group_runs(arguments.settings, arguments.runs_dir or environment.runs_dir(), group=False)
     scores = final_scores(groups, val_hash=None)
+    lacking = [run.name for one in groups for run in one.runs if scores[str(run.path)].scores is None]
+    if lacking:
+        parser.error(f"no scores by document of {', '.join(lacking)}: firstlight eval bpb {lacking[0]}")
     sides = [[scores[str(run.path)].scores for run in group.runs] for group in groups]
     nats = [np.stack([one.nats for one in side if one is not None]) for side in sides]
     size_N = next(one.num_bytes for one in sides[0] if one is not None)
