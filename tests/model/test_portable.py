@@ -66,7 +66,7 @@ def qwen3_logits(model: GPT, inputs_BT: torch.Tensor) -> torch.Tensor:
         transformers.Qwen3Config(
             vocab_size=config.vocab_size,
             hidden_size=config.n_embd,
-            intermediate_size=model.transformer.h[0].mlp.c_fc.weight.shape[0],
+            intermediate_size=model.state_dict()["transformer.h.0.mlp.c_fc.weight"].shape[0],
             num_hidden_layers=config.n_layer,
             num_attention_heads=config.n_head,
             num_key_value_heads=config.n_kv_head,
