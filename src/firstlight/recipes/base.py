@@ -22,6 +22,7 @@ from firstlight.recipes import preflight, restart, resume
 from firstlight.recipes import record as records
 from firstlight.recipes.assemble import Parts, assemble, choose_compile, measure_rates
 from firstlight.recipes.autobatch import find_device_batch
+from firstlight.recipes.core_probe import core_bundle
 from firstlight.recipes.keeping import RecordKeeper
 from firstlight.recipes.launch_horizon import horizon_of_launch
 from firstlight.recipes.plans import horizon_of, plan_from_settings, with_vocabulary_of_tokenizer
@@ -147,6 +148,9 @@ class _BaseRun:
                 plan, self.settings, self.runtime, run_dir=self.run_dir, cache_dir=environment.cache_dir()
             ):
                 self.note(sentence)
+            self.core = core_bundle(
+                self.settings, runtime=self.runtime, cache_dir=environment.cache_dir(), console=self.console
+            )
             data = self.prepare(plan)
         except BaseException:
             if self.runtime.is_main and self.previous is None and not any(self.run_dir.iterdir()):
@@ -351,7 +355,7 @@ class _BaseRun:
                 )
             )  # fmt: skip
             probes = make_probes(
-                settings, plan, validation, data.tokenizer, console=console, runtime=runtime, in_lockstep=is_sharded,
+                settings, plan, validation, data.tokenizer, console=console, runtime=runtime, core=self.core, in_lockstep=is_sharded,
                 beat=watchdog.beat, should_stop=lambda: self.stop.requested,
             )  # fmt: skip
             trainer = Trainer(

@@ -19,7 +19,7 @@ EXPECTED_MFU = 0.5
 
 NEVER_NEGATIVE = (
     "hang_timeout", "nonfinite_limit", "check_replicas_every", "save_every", "eval_every", "sample_every", "eval_documents",
-    "final_documents", "eval_budget_s", "sample_budget_s",
+    "final_documents", "eval_budget_s", "sample_budget_s", "core_every", "core_max_per_task", "core_budget_s",
 )  # fmt: skip
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from firstlight.eval.core.bundle import Bundle
 from firstlight.eval.samples import default_prompts
+from firstlight.recipes.core_probe import CoreProbe
 from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
 from firstlight.recipes.settings import BaseSettings
 from firstlight.runtime.console import Console
@@ -22,11 +24,12 @@ def make_probes(
     *,
     console: Console,
     runtime: Runtime,
+    core: Bundle | None,
     in_lockstep: bool,
     beat: Callable[[str], None],
     should_stop: Callable[[], bool],
 ) -> list[Probe]:
-    """In the order in which they run at a step. beat, should_stop: see `Validation`. in_lockstep: see `SampleProbe`."""
+    """In the order in which they run at a step. beat, should_stop: see `Validation`. core: the tasks of CORE, if any. in_lockstep: see `SampleProbe`."""
     return [
         BpbProbe(
             validation,
@@ -45,5 +48,16 @@ def make_probes(
             beat=beat,
             should_stop=should_stop,
             budget=Budget(settings.sample_budget_s),
+        ),
+        CoreProbe(
+            core,
+            tokenizer,
+            every=settings.core_every,
+            max_per_task=settings.core_max_per_task or None,
+            console=console,
+            runtime=runtime,
+            beat=beat,
+            should_stop=should_stop,
+            budget=Budget(settings.core_budget_s, floor_s=600),
         ),
     ]

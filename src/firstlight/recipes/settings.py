@@ -85,6 +85,14 @@ class BaseSettings:
     """Steps between samples (0: only at the end). [four a run]"""
     sample_budget_s: float | None = None
     """Seconds that the samples of one step may take (0: no limit). [120, or a tenth of the training so far]"""
+    core_every: int = 0
+    """Steps between scores on the tasks of CORE, and one at the end (0: never)."""
+    core_max_per_task: int = 500
+    """Examples of each task of CORE that are scored (0: all)."""
+    core_bundle: Path | None = None
+    """Folder with the tasks of CORE. [the published one, downloaded once]"""
+    core_budget_s: float | None = None
+    """Seconds that one score on CORE may take (0: no limit). [600, or a tenth of the training so far]"""
     save_every: int | None = None
     """Steps between checkpoints (0: only at the end). [ten a run]"""
     keep: int = 2
@@ -128,7 +136,8 @@ class BaseSettings:
 
 RESUME_MAY_CHANGE = frozenset({
     "run", "resume", "num_iterations", "tokens", "flops", "minutes", "tokens_per_param", "device_batch_size", "eval_every",
-    "eval_documents", "final_documents", "eval_budget_s", "sample_every", "sample_budget_s", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
+    "eval_documents", "final_documents", "eval_budget_s", "sample_every", "sample_budget_s",
+    "core_every", "core_max_per_task", "core_bundle", "core_budget_s", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
     "activation_checkpointing", "threads", "workers", "nonfinite_limit", "async_save", "hang_timeout",
     "check_replicas_every", "shard_weights", "spike", "grad_clip",
 })  # fmt: skip

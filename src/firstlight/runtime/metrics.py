@@ -14,8 +14,10 @@ kind        keys (units in the names; a key that is not known is left out or nul
 ``train``   loss_nats (mean over the step's targets), grad_norm (before clipping), lr_multiplier (0 to 1), step_time_s,
             tokens_per_s, mfu (0 to 1), elapsed_s (training time so far), eta_s, epoch, tokens_seen; with several
             processes rank_compute_s (each one's own time, waiting left out), slowest_rank, rank_memory_bytes
-``eval``    val_bpb (bits per byte of text), val_bpb_stderr, val_hash, tokenizer_hash, num_documents, num_bytes
+``eval``    val_bpb (bits per byte of text), val_bpb_stderr, val_hash, tokenizer_hash, num_documents, num_bytes; where it
+            was over its budget partial_val_bpb and partial_val_bpb_stderr instead, and cut: of how much they are
 ``sample``  samples: a list of {prompt, completion}
+``core``    core and core_stderr (all 22 tasks) or mean_centered and its stderr, tasks: accuracy by label, bundle_hash
 ``save``    copy_s, waited_s (training waited for: copying, the save before), write_s (behind the steps), bytes
 ``event``   what (one sentence: a refused update, a failed save, a lost tracker), and whatever explains it
 ``run``     what ("started", "resumed", "stopped", "done"), and the facts that a continuation may change
@@ -36,7 +38,7 @@ from typing import Any
 
 from firstlight.errors import DataError
 
-KINDS = ("train", "eval", "sample", "save", "event", "run")
+KINDS = ("train", "eval", "sample", "core", "save", "event", "run")
 _OWN_KEYS = ("kind", "step", "time_unix_s", "nonfinite")
 
 
