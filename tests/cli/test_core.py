@@ -62,3 +62,22 @@ def test_mistakes_have_their_message_and_exit_code(
     bundle = str(make_bundle(tmp_path / "b"))
     assert run(["eval", "core", *[bundle if a == "BUNDLE" else a for a in arguments], "--device", "cpu"]) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_hugging_face_model_is_scored_without_a_run(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="models of Hugging Face need transformers")
+    from tiny_hf import save_tiny
+
+    monkeypatch.setenv("FIRSTLIGHT_CACHE", str(tmp_path / "cache"))
+    folder = save_tiny(tmp_path / "m")
+    bundle = str(make_bundle(tmp_path / "b"))
+    arguments = ["eval", "core", "--hf", str(folder), "--bundle", bundle, "--device", "cpu", "--threads", "1", "--json"]
+    assert run(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["step"], found["dtype"]) == (str(folder), None, "fp32")
+    assert [task["num_examples"] for task in found["tasks"]] == [12, 12, 12]
+    assert Path(found["result"]).parent == tmp_path / "cache/core"
+    assert run(arguments) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["num_resumed"] == 36
+    assert again["tasks"] == found["tasks"]
