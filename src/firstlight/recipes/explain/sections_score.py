@@ -8,6 +8,15 @@ from firstlight.recipes.explain.drawing import esc
 from firstlight.recipes.explain.facts import Facts, Position, Walk
 
 
+def percent(share: float) -> str:
+    """A probability for people; small ones keep two digits.
+
+    >>> percent(0.4125), percent(0.00024)
+    ('41.2 %', '0.024 %')
+    """
+    return f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.2g} %"
+
+
 def logits_section(facts: Facts, walk: Walk) -> str:
     """Stage 5: scores before and after the cap, and what becomes of them."""
     cap = facts.model.softcap
@@ -28,7 +37,7 @@ def logits_section(facts: Facts, walk: Walk) -> str:
     position = min(walk.positions, key=lambda each: (each.rank != 1, abs(each.probability - 0.5)))
     bars = "".join(
         f'<div class="meter"><span><bdi>{esc(guess.text)}</bdi></span><i><b class="violet"'
-        f' style="width:{100 * guess.probability:.1f}%"></b></i><em>{100 * guess.probability:.1f} %</em></div>'
+        f' style="width:{100 * guess.probability:.1f}%"></b></i><em>{percent(guess.probability)}</em></div>'
         for guess in position.top
     )
     return (
@@ -75,7 +84,7 @@ def _title(position: Position) -> str:
 def _line(position: Position, worst: float) -> str:
     guesses = " ".join(
         f"<span class='guess{' hit' if guess.id == position.target.id else ''}'><bdi>{esc(guess.text)}</bdi>"
-        f" <small>{100 * guess.probability:.1f} %</small></span>"
+        f" <small>{percent(guess.probability)}</small></span>"
         for guess in position.top
     )
     return (

@@ -237,8 +237,8 @@ def _positions(
     top = p_TV.topk(min(NUM_GUESSES, p_TV.shape[1]))
 
     def guess(id: int, probability: float) -> Guess:
-        # A model may have more ids than its tokenizer (a vocabulary rounded up).
-        text = piece_of(tokenizer, id).text if id < tokenizer.vocab_size else "(unused id)"
+        # A model may have more ids than its tokenizer (before training, or a vocabulary rounded up): those have no text.
+        text = piece_of(tokenizer, id).text if id < tokenizer.vocab_size else f"#{id}"
         return Guess(id, text, probability)
 
     positions = []
