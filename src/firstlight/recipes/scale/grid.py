@@ -15,14 +15,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from firstlight.errors import Problems
+from firstlight.errors import ConfigError, Problems
 from firstlight.model import count
 from firstlight.model.config import GPTConfig, Preset
 from firstlight.recipes.budget import CLOSING_S, SCORE_OVERHEAD
 from firstlight.train.dial import DEPTH_FLOPS, DEPTH_PARAMS, batch_tokens_for, seq_len_for, vocab_size_for
 
-BUDGET_RATIO = 3.0
-"""Each budget is this many times the one before: three of them span a factor of nine, and the best size about three."""
+BUDGET_RATIOS = (3.0, 2.5, 2.0)
+"""Each budget is this many times the one before: the first of these for which the minutes suffice. At 3, three budgets span
+a factor of nine, and the best size about one of three; the less they span, the less is known of how it grows."""
 NUM_BUDGETS = 3
 
 FEWEST_STEPS = 30
@@ -207,7 +208,7 @@ def check(depths: Sequence[int], budgets: Sequence[float], *, seeds: Sequence[in
     problems.raise_if_any()
 
 
-def geometric(middle: float, *, num: int = NUM_BUDGETS, ratio: float = BUDGET_RATIO) -> list[float]:
+def geometric(middle: float, *, num: int = NUM_BUDGETS, ratio: float = BUDGET_RATIOS[0]) -> list[float]:
     """Budgets around a middle one, each ``ratio`` times the one before.
 
     >>> geometric(6e12)
@@ -233,31 +234,32 @@ def budgets_for_minutes(
     # The deepest model at the smallest budget is the cell with the fewest steps.
     per_token = max(count.flops_per_token(model_of(depth, rules), rules.seq_len) for depth in depths)
     batch = rules.total_batch_size or batch_tokens_for(1.0)
-    least = 1.02 * FEWEST_STEPS * batch * per_token * BUDGET_RATIO ** ((NUM_BUDGETS - 1) / 2)
+    least = 1.05 * FEWEST_STEPS * batch * per_token
 
-    def total_s(middle: float) -> float:
-        seeds = list(range(num_seeds))
-        return sum(
-            cell.expected_s for cell in make_cells("x", depths, rounded(middle), rules, seeds=seeds, speeds=speeds)
-        )
+    def rounded(middle: float, ratio: float) -> list[float]:
+        return [float(f"{budget:.2g}") for budget in geometric(middle, ratio=ratio)]
 
-    def rounded(middle: float) -> list[float]:
-        return [float(f"{budget:.2g}") for budget in geometric(middle)]
+    def total_s(middle: float, ratio: float) -> float:
+        made = make_cells("x", depths, rounded(middle, ratio), rules, seeds=list(range(num_seeds)), speeds=speeds)
+        return sum(cell.expected_s for cell in made)
 
-    if total_s(least * 1.05) > allowed_s:
-        needed = math.ceil((total_s(least * 1.05) + spent_s) / (1 - ROOM_FRAC) / 60)
-        problems = Problems()
-        problems.add(
-            f"--minutes {minutes:g} is too short for depths {', '.join(map(str, depths))}: the smallest grid, of "
-            f"{FEWEST_STEPS} steps in its shortest cell, takes about {needed} minutes on this machine",
-            hint=f"give --minutes {needed} or more, or smaller --depths",
-        )
-        problems.raise_if_any()
-    low, high = math.log(least * 1.05), math.log(least * 1.05) + 40.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if total_s(math.exp(middle)) <= allowed_s else (low, middle)
-    return rounded(math.exp(low))
+    lowest_s = math.inf
+    for ratio in BUDGET_RATIOS:
+        low = math.log(least * ratio ** ((NUM_BUDGETS - 1) / 2))
+        lowest_s = total_s(math.exp(low), ratio)
+        if lowest_s > allowed_s:
+            continue
+        high = low + 40.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if total_s(math.exp(middle), ratio) <= allowed_s else (low, middle)
+        return rounded(math.exp(low), ratio)
+    needed = math.ceil((lowest_s + spent_s) / (1 - ROOM_FRAC) / 60)
+    raise ConfigError(
+        f"--minutes {minutes:g} is too short for depths {', '.join(map(str, depths))}: the smallest grid, of "
+        f"{FEWEST_STEPS} steps in its shortest cell, takes about {needed} minutes on this machine",
+        hint=f"give --minutes {needed} or more, or smaller --depths",
+    )
 
 
 def distance_from_best(depth: int, flops: float, rules: Rules) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,45 +13,67 @@ import torch
 
 from firstlight.data.split import split_documents
 from firstlight.optim.schedule import Hyper
-from firstlight.recipes.assemble import Parts, assemble, measure_rates
+from firstlight.recipes.assemble import assemble
+from firstlight.recipes.plans import device_memory_bytes
 from firstlight.recipes.prepare import prepare_data
 from firstlight.recipes.scale.grid import Rules, Speed
 from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
 from firstlight.train.dial import REFERENCE_BATCH_TOKENS
+from firstlight.train.loss import summed_cross_entropy, token_losses
 from firstlight.train.plan import Horizon, make_plan
 
 OTHER_FRAC = 0.05
-"""Part of a step for what is not timed here: the loader, gradient clipping, logging."""
+"""Part of a step for what is not timed here: the loader, the checks, the log."""
+MEASURE_S = 1.5
 
 
 def measure_speed(depth: int, rules: Rules, runtime: Runtime, *, seed: int = 1337) -> Speed:
-    """Time one uncompiled micro-batch, and the optimizer, of the model of a depth. Takes about a second at small depths."""
+    """Time uncompiled training steps, the optimizer included, and scoring, for the model of a depth.
+
+    Medians, not the best: other work on the machine will slow the cells as it slows these.
+    """
     batch = rules.total_batch_size or REFERENCE_BATCH_TOKENS
     plan = make_plan(
         depth, horizon=Horizon("steps", 100), preset=rules.preset, vocab_size=rules.vocab_size, seq_len=rules.seq_len,
         head_dim=rules.head_dim, total_batch_size=max(rules.seq_len, batch // rules.seq_len * rules.seq_len),
         device_type=runtime.device.type, compute_bytes=runtime.compute_dtype.itemsize,
+        memory_bytes=device_memory_bytes(runtime),
     )  # fmt: skip
     parts = assemble(plan, runtime, compiled=False, seed=seed, checkpoint_activations=False)
-    rates = measure_rates(parts, plan, runtime)
-    tokens = plan.device_batch_size * plan.seq_len
-    optimizer_s = _time_optimizer(parts, runtime)
-    step_s = (1 + OTHER_FRAC) * rates.train_s * plan.num_micro_batches + optimizer_s
-    return Speed(train_s=step_s / plan.total_batch_size, score_s=rates.score_s / tokens)
+    shape = (plan.device_batch_size, plan.seq_len)
+    ids_BT = torch.arange(shape[0] * shape[1], device=runtime.device).remainder(plan.model.vocab_size).view(shape)
+    head, softcap = parts.model.lm_head.weight, plan.model.softcap
+
+    def train() -> None:
+        for _ in range(plan.num_micro_batches):
+            summed_cross_entropy(
+                parts.hidden(ids_BT), head, ids_BT, softcap=softcap, compute_dtype=runtime.compute_dtype
+            ).backward()
+        parts.optimizer.step(Hyper(lr_multiplier=0.0), grad_scale=1 / plan.total_batch_size)
+        parts.optimizer.zero_grad()
+
+    def score() -> None:
+        with torch.no_grad():
+            token_losses(parts.hidden(ids_BT), head, ids_BT, softcap=softcap, compute_dtype=runtime.compute_dtype)
+
+    return Speed(
+        train_s=(1 + OTHER_FRAC) * _median_s(train, runtime) / plan.total_batch_size,
+        score_s=_median_s(score, runtime) / ids_BT.numel(),
+    )
 
 
-def _time_optimizer(parts: Parts, runtime: Runtime) -> float:
-    for parameter in parts.model.parameters():
-        parameter.grad = torch.randn_like(parameter) * 1e-3
-    times = []
-    for _ in range(4):
+def _median_s(run: Callable[[], None], runtime: Runtime) -> float:
+    """Median seconds of a call, over ``MEASURE_S`` seconds and three calls at least; the first warms up and is not counted."""
+    run()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < MEASURE_S:
         runtime.synchronize()
         begun = time.perf_counter()
-        parts.optimizer.step(Hyper(lr_multiplier=0.0))
+        run()
         runtime.synchronize()
         times.append(time.perf_counter() - begun)
-    return statistics.median(times[1:])
+    return statistics.median(times)
 
 
 @dataclass(frozen=True)
