@@ -72,6 +72,20 @@ def test_memory_is_that_of_real_tensors_after_a_step(case) -> None:
     assert found["loss chunk"] == B * T * case.config.vocab_size * 4
 
 
+@pytest.mark.parametrize("shard_weights", [False, True])
+@pytest.mark.parametrize(("world_size", "device_type"), [(1, "cpu"), (2, "cpu"), (8, "cuda")])
+def test_parts_that_the_batch_does_not_change_are_the_plans(
+    case, world_size: int, device_type: str, shard_weights: bool
+) -> None:
+    options: dict = {"world_size": world_size, "device_type": device_type, "shard_weights": shard_weights}
+    parts = costs.memory_parts(
+        case.config, batch_rows=2, seq_len=32, compute_dtype=torch.bfloat16, attention_kernel="sdpa", **options
+    )
+    fixed = [part for part in parts if part.name not in ("activations", "loss chunk")]
+    assert sum(part.amount for part in fixed) == count.fixed_train_bytes(case.config, **options)
+    assert len(fixed) == (1 if shard_weights and world_size > 1 else 4 if world_size > 1 else 3)
+
+
 def test_a_loss_chunk_is_what_the_loss_layer_takes(monkeypatch) -> None:
     config = GPTConfig(vocab_size=300, n_layer=1, n_head=1, n_kv_head=1, n_embd=8, max_seq_len=256)
     monkeypatch.setattr(loss_layer, "CHUNK_BYTES", 128 * 4 * 300)

@@ -77,6 +77,7 @@ def explain_run(
         dtype=record.dtype,
         device_type=record.device.split(":")[0],
         checkpoint_activations=bool(settings.get("activation_checkpointing")),
+        shard_weights=bool(settings.get("shard_weights")),
         rows=read_metrics(loaded.path / "metrics.jsonl", damaged=[]),
         step=loaded.step,
     )
@@ -236,6 +237,7 @@ def _training(
     dtype: str,
     device_type: str,
     checkpoint_activations: bool,
+    shard_weights: bool = False,
     rows: list[dict],
     step: int,
 ) -> Training:
@@ -278,6 +280,9 @@ def _training(
             compute_dtype=compute_dtype,
             attention_kernel=_kernel(device_type, compute_dtype, seq_len),
             checkpoint_activations=checkpoint_activations,
+            world_size=world_size,
+            shard_weights=shard_weights,
+            device_type=device_type,
         ),
         chunk_tokens=min(default_chunk_rows(config.vocab_size), batch_rows * seq_len),
         whole_logits_bytes=4 * batch_rows * seq_len * config.vocab_size,

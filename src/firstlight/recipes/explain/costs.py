@@ -179,15 +179,30 @@ def memory_parts(
     compute_dtype: torch.dtype,
     attention_kernel: str,
     checkpoint_activations: bool = False,
+    world_size: int = 1,
+    shard_weights: bool = False,
+    device_type: str = "cpu",
 ) -> tuple[Part, ...]:
-    """Bytes of training on one device, by what holds them."""
+    """Bytes of training on one device, by what holds them. What does not depend on the batch adds up to
+    `count.fixed_train_bytes`, whose options the last three are."""
     weights = count.weights_bytes(config)
     rows = min(default_chunk_rows(config.vocab_size), batch_rows * seq_len)
     itemsize = compute_dtype.itemsize
+    fixed = count.fixed_train_bytes(config, world_size=world_size, shard_weights=shard_weights, device_type=device_type)
+    if shard_weights and world_size > 1:
+        how = f"a {world_size}th of each on every process, and for a while one block and the rest whole"
+        fixed_parts = [Part("weights, gradients, optimizer", fixed, how)]
+    else:
+        share = f", shared by {world_size} processes" if world_size > 1 else ""
+        state = -(-count.optimizer_bytes(config) // world_size)
+        fixed_parts = [
+            Part("weights", weights, "4 bytes a parameter"),
+            Part("gradients", weights, "4 bytes a parameter"),
+            Part("optimizer", state, f"AdamW keeps two numbers a parameter, Muon one, 4 bytes each{share}"),
+            Part("received gradients", fixed - 2 * weights - state, "of the other processes"),
+        ]
     return (
-        Part("weights", weights, "4 bytes a parameter"),
-        Part("gradients", weights, "4 bytes a parameter"),
-        Part("optimizer", count.optimizer_bytes(config), "AdamW keeps two numbers a parameter, Muon one, 4 bytes each"),
+        *(part for part in fixed_parts if part.amount),
         Part(
             "activations",
             count.activation_bytes(
