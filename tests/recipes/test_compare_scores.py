@@ -47,7 +47,6 @@ def test_without_scores_by_document_the_errors_are_joined_and_the_command_is_sai
          "firstlight eval bpb b --data /home/ann/wiki --val last --max-seq-len 256 and then --val-hash abababababab here"),
         ({"window": 512}, "in windows of 256 tokens and b in windows of 512", "firstlight eval bpb b --max-seq-len 256"),
         ({"window": 128}, "in windows of 256 tokens and b in windows of 128", "firstlight eval bpb a --max-seq-len 128"),
-        ({"n": 150}, "on 200 documents of the set and b on 150", "firstlight eval bpb b"),
         ({"status": "stopped"}, "b: it is stopped and has no final score", "firstlight eval bpb b"),
     ],
 )  # fmt: skip
@@ -107,3 +106,26 @@ def test_a_run_that_goes_on_is_waited_for(tmp_path):
     make_run(tmp_path, "b", seed=2, plan_lr=0.1, status="running")
     found, _, _ = verdict(tmp_path, "a", "b")
     assert found.advice == "wait for b"
+
+
+def test_where_one_was_scored_on_fewer_documents_the_first_ones_of_both_are_compared(tmp_path):
+    make_run(tmp_path, "a", seed=1, bpb=2.0, noise=0)
+    make_run(tmp_path, "b", seed=2, bpb=1.9, noise=0, plan_lr=0.1)
+    (path,) = (tmp_path / "b" / "scores").iterdir()
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), "num_documents": 50}), *rest[:50]]) + "\n")
+    found, scores, (a, b) = verdict(tmp_path, "a", "b")
+    assert found.difference.num_documents == 50
+    assert found.difference.difference == pytest.approx(0.1)
+    both = [scores[str(group.runs[0].path)] for group in (a, b)]
+    assert [(one.num_documents, one.cut_from) for one in both] == [(50, 200), (50, None)]
+    # The score is that of the same 50 documents.
+    assert both[0].bpb - both[1].bpb == pytest.approx(0.1)
+
+
+def test_scores_without_documents_of_different_sizes_are_refused(tmp_path):
+    make_run(tmp_path, "a", seed=1, with_documents=False)
+    make_run(tmp_path, "b", seed=2, n=150, plan_lr=0.1, with_documents=False)
+    found, _, _ = verdict(tmp_path, "a", "b")
+    assert "on 200 documents of the set and b on 150" in found.refused
+    assert found.advice == "firstlight eval bpb b"

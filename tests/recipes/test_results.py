@@ -64,7 +64,7 @@ def test_one_table_a_set_of_documents_the_best_first(tmp_path):
     assert text.index("| elsewhere |") < text.index("| better |") < text.index("| worse |")
     row = next(line for line in text.splitlines() if line.startswith("| worse |"))
     assert row.startswith("| worse | 2 | - | matrix_lr 0.005, seed 1 | 2.")
-    assert row.endswith("± 0.0200 | 256 | 100 | 100K | 1.00e11 | 2 min 00 s | a CPU, 2 threads, fp32 | cccccccccc |")
+    assert row.endswith("± 0.0200 | 200 | 256 | 100 | 100K | 1.00e11 | 2 min 00 s | a CPU, 2 threads, fp32 | cccccccccc |")
 
 
 def test_a_curve_is_short_and_on_short_lines(tmp_path):

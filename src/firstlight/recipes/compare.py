@@ -129,6 +129,12 @@ def compare_runs(
         curves[str(run.path)] = run_curves(run, rows, scores[str(run.path)], usd_per_hour=usd_per_hour)
         if damaged:
             notes.append(f"{run.name}: {len(damaged)} damaged lines of metrics.jsonl were left out of its curves")
+        one_score = scores[str(run.path)]
+        if one_score.cut_from is not None:
+            notes.append(
+                f"{run.name} was scored on {one_score.cut_from:,} documents; the first {one_score.num_documents:,} of them"
+                " are used, since another run has no more"
+            )
         if run.record.shown_status() != "done":
             notes.append(f"{run.name} is {run.record.shown_status()}, not done")
     verdicts = tuple(compare_groups(groups[0], other, scores) for other in groups[1:])

@@ -7,7 +7,7 @@ because bytes belong to the text. With the scores by document of both, they are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ class RunScore:
     """The final score of one run. scores: by document, None where there are none of the final step on these documents.
 
     val_hash, max_seq_len: which documents and windows. problem: why there is no score (bpb is then None).
+    cut_from: how many documents were scored, where only the first of them are taken because another run has no more.
     """
 
     run: Run
@@ -33,6 +34,7 @@ class RunScore:
     num_documents: int | None
     scores: DocumentScores | None
     problem: str | None = None
+    cut_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,29 @@ def final_scores(groups: Sequence[Group], *, val_hash: str | None) -> dict[str, 
 
     Raises DataError for a damaged file of scores.
     """
-    return {str(run.path): _final(run, val_hash) for group in groups for run in group.runs}
+    found = {str(run.path): _final(run, val_hash) for group in groups for run in group.runs}
+    fewest: dict[tuple[str | None, int | None], int] = {}
+    for one in found.values():
+        if one.num_documents is not None:
+            key = (one.val_hash, one.max_seq_len)
+            fewest[key] = min(one.num_documents, fewest.get(key, one.num_documents))
+    return {path: _first(one, fewest.get((one.val_hash, one.max_seq_len))) for path, one in found.items()}
+
+
+def _first(score: RunScore, num_documents: int | None) -> RunScore:
+    """The score on the first documents. A limit on an evaluation takes the first ones in their defined order, so those of
+    two runs are the same.
+    """
+    whole = score.scores
+    if whole is None or num_documents is None or len(whole) <= num_documents:
+        return score
+    first = slice(0, num_documents)
+    kept = replace(
+        whole, nats=whole.nats[first], num_bytes=whole.num_bytes[first], num_tokens=whole.num_tokens[first],
+        slices=whole.slices[first],
+    )  # fmt: skip
+    bpb, stderr = bits_per_byte(kept.nats, kept.num_bytes)
+    return replace(score, bpb=bpb, stderr=stderr, num_documents=num_documents, scores=kept, cut_from=len(whole))
 
 
 def compare_groups(baseline: Group, other: Group, scores: dict[str, RunScore]) -> Verdict:

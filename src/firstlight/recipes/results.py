@@ -124,7 +124,7 @@ def render_results(records: Sequence[RunRecord]) -> str:
         "",
         "Made from `lab/runs/*.json` by `firstlight runs publish RUN`; changes made by hand are lost.",
         "bpb: bits per byte of unseen text, ± one standard error over documents; lower is better. Two rows can be compared where they",
-        "stand in one table and their window is the same. How: [docs/comparing.md](../docs/comparing.md).",
+        "stand in one table and their documents and window are the same. How: [docs/comparing.md](../docs/comparing.md).",
     ]
     if not records:
         lines += ["", "No run has been published yet."]
@@ -136,8 +136,8 @@ def render_results(records: Sequence[RunRecord]) -> str:
             "",
             f"Data `{data_hash[:12]}`, validation documents `{val_hash[:12]}`.",
             "",
-            "| run | depth | preset | other settings | bpb | window | steps | tokens | FLOPs | time | machine | commit |",
-            "|---|--:|---|---|--:|--:|--:|--:|--:|--:|---|---|",
+            "| run | depth | preset | other settings | bpb | documents | window | steps | tokens | FLOPs | time | machine | commit |",
+            "|---|--:|---|---|--:|--:|--:|--:|--:|--:|--:|---|---|",
         ]
         rows = [record for record in records if _set_of(record) == key]
         for record in sorted(rows, key=lambda one: (one.final["val_bpb"], one.name)):
@@ -170,6 +170,7 @@ def _row(record: RunRecord) -> list[str]:
         str(settings.get("preset", "-")),
         _others(settings),
         f"{final['val_bpb']:.4f}" + (f" ± {error:.4f}" if error is not None else ""),
+        _documents(final),
         str(record.config.get("model", {}).get("max_seq_len", "-")),
         f"{final['steps']:,}" if final.get("steps") is not None else "-",
         format_count(tokens) if tokens is not None else "-",
@@ -178,6 +179,13 @@ def _row(record: RunRecord) -> list[str]:
         f"{machine}, {record.dtype}",
         (record.git_commit or "-")[:10],
     ]
+
+
+def _documents(final: Mapping[str, Any]) -> str:
+    scored, total = final.get("num_documents"), final.get("num_documents_total")
+    if scored is None:
+        return "-"
+    return f"{scored:,}" if total in (None, scored) else f"{scored:,} of {total:,}"
 
 
 def _others(settings: Mapping[str, Any]) -> str:
