@@ -39,7 +39,7 @@ def model_card(exported: HfExport, *, origin: Mapping[str, Any], sizes: Mapping[
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline",
         "",
-        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+        f'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER"{trust})',
         f'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER"{trust})',
         'generate = pipeline("text-generation", model=model, tokenizer=tokenizer)',
         'print(generate("Once upon a time")[0]["generated_text"])',
