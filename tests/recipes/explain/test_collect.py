@@ -49,14 +49,14 @@ def test_a_timed_run_stands_where_its_clock_stood(facts_of_run, plan) -> None:
     }  # fmt: skip
     slow = row | {"step": 28, "tokens_per_s": 100.0}
     fast = row | {"step": 27, "tokens_per_s": 900.0}
-    scored = {"kind": "eval", "step": 30, "val_bpb": 1.5}
+    scored = {"kind": "eval", "step": 30, "val_bpb": 1.5, "num_documents": 90, "num_documents_total": 1200}
     lines = "".join(json.dumps(each) + "\n" for each in (fast, slow, row, scored))
     facts = facts_of_run("classic", plan=timed, metrics=lines)
     train = facts.training
     assert train.at is not None
     assert (train.at.done, train.at.lr_multiplier, train.at.momentum) == (0.58, 0.4, 0.95)
     assert train.tokens_per_s == 500.0
-    assert facts.val_bpb == 1.5
+    assert (facts.val_bpb, facts.val_of) == (1.5, "90 of 1,200 validation documents")
     assert "2 minutes" in train.total
     # The curve is over the 100 s that the updates had: the first is one second into a warm-up of 10.
     assert train.schedule[0].lr_multiplier == pytest.approx(0.1)

@@ -93,12 +93,14 @@ def explain_run(
         max_tokens=max_tokens,
         walk=lambda ids: walk_text(loaded.model, loaded.tokenizer, ids),
     )
+    val_bpb, val_of = _scored(loaded)
     return facts(
         title=record.name,
         preset=preset,
         step=loaded.step,
         is_trained=True,
-        val_bpb=_scored(loaded),
+        val_bpb=val_bpb,
+        val_of=val_of,
         tokenizer=f"the run's own, trained on {record.config.get('settings', {}).get('data', 'its text')}",
         notes=(),
     )
@@ -162,7 +164,7 @@ def explain_depth(
         packing="bestfit", seed=seed, max_tokens=max_tokens, walk=walk,
     )  # fmt: skip
     return facts(
-        title=f"depth {depth}", preset=preset, step=None, is_trained=False, val_bpb=None,
+        title=f"depth {depth}", preset=preset, step=None, is_trained=False, val_bpb=None, val_of="",
         tokenizer="trained on the spot on short samples", notes=tuple(notes),
     )  # fmt: skip
 
@@ -338,10 +340,12 @@ def _preset_of(config: Any) -> str:
     return "classic"
 
 
-def _scored(loaded: LoadedRun) -> float | None:
-    """Bits per byte of the validation text at this checkpoint, where it was measured."""
+def _scored(loaded: LoadedRun) -> tuple[float | None, str]:
+    """Bits per byte at this checkpoint, where it was measured, and of what."""
     rows = read_metrics(loaded.path / "metrics.jsonl", damaged=[])
-    scores = [
-        row["val_bpb"] for row in rows if row.get("step") == loaded.step and isinstance(row.get("val_bpb"), float)
-    ]
-    return scores[-1] if scores and math.isfinite(scores[-1]) else None
+    found = [row for row in rows if row.get("step") == loaded.step and isinstance(row.get("val_bpb"), float)]
+    if not found or not math.isfinite(found[-1]["val_bpb"]):
+        return None, ""
+    num, total = found[-1].get("num_documents"), found[-1].get("num_documents_total")
+    part = "validation text" if num is None or total is None else f"{num:,} of {total:,} validation documents"
+    return found[-1]["val_bpb"], "all validation documents" if num is not None and num == total else part

@@ -226,7 +226,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Facts:
-    """All of an explanation. walk: None where the model is too large to be built for a picture."""
+    """All of an explanation. walk: None where the model is too large to be built for a picture. val_bpb: the checkpoint's score,
+    where it was measured, on ``val_of``."""
 
     title: str
     preset: str
@@ -234,6 +235,7 @@ class Facts:
     step: int | None
     is_trained: bool
     val_bpb: float | None
+    val_of: str
     text: str
     num_cut: int
     pieces: tuple[Piece, ...]

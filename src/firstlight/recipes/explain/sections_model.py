@@ -248,8 +248,8 @@ def map_figure(head: Head) -> str:
     return (
         f'<figure class="card"><img alt="attention map" width="{len(head.weights)}" height="{len(head.weights)}"'
         f' src="{map_picture(head.weights)}"><figcaption><b>layer {head.layer} · head {head.head}</b>'
-        f"<span>{head.entropy_bits:.2f} bits</span><small>first token {100 * head.on_first:.0f} %, itself"
-        f" {100 * head.on_self:.0f} %, one before {100 * head.on_previous:.0f} %</small></figcaption></figure>"
+        f"<span>{head.entropy_bits:.2f} bits</span><small>first token {100 * head.on_first:.0f}&nbsp;%, itself"
+        f" {100 * head.on_self:.0f}&nbsp;%, one before {100 * head.on_previous:.0f}&nbsp;%</small></figcaption></figure>"
     )
 
 

@@ -98,9 +98,7 @@ def bpb_section(facts: Facts, walk: Walk) -> str:
     """Stage 7: from nats to bits per byte, and the listing that averages wrongly."""
     score = walk.score
     known = (
-        f" On the whole validation text this checkpoint has <b>{facts.val_bpb:.4f}</b>."
-        if facts.val_bpb is not None
-        else ""
+        f" On {esc(facts.val_of)} this checkpoint has <b>{facts.val_bpb:.4f}</b>." if facts.val_bpb is not None else ""
     )
     return (
         "<p>A loss per token cannot be compared between tokenizers: longer tokens are harder to guess, and there are fewer of"

@@ -135,7 +135,7 @@ def _guesses(walk: Walk) -> str:
 
 def _score(facts: Facts, walk: Walk) -> str:
     score = walk.score
-    known = f"; on the whole validation text {facts.val_bpb:.4f}" if facts.val_bpb is not None else ""
+    known = f"; on {facts.val_of} {facts.val_bpb:.4f}" if facts.val_bpb is not None else ""
     return (
         f"SCORE: {score.nats:.3f} nats for {score.num_tokens} tokens: {score.nats_per_token:.4f} a token, perplexity"
         f" {score.perplexity:,.1f}\n"
