@@ -37,6 +37,7 @@ def test_what_does_not_fit_is_named() -> None:
         nanochat_type.from_config(values)
     assert "yarn" in str(caught.value)
     ours = model(OPTIONS["classic"])
-    weights = ours.state_dict() | {"model.layers.0.self_attn.q_proj.bias": ours.lm_head.weight}
+    weights = nanochat_type.to_weights(ours.state_dict(), ours.config)
+    weights["model.layers.0.self_attn.q_proj.bias"] = ours.lm_head.weight
     with pytest.raises(ConfigError, match=r"q_proj\.bias"):
         nanochat_type.from_weights(weights, ours.config)
