@@ -59,6 +59,13 @@ def test_one_seed_each_hears_how_far_seeds_lie_apart_elsewhere(runs_dir):
     assert "two seeds of base-s{1,2,3} differ by 0.00" in found.small_print(found.verdicts[0])[0]
 
 
+def test_two_seeds_of_one_setting_hear_that_they_are(runs_dir):
+    found = compare_runs(["base-s1", "base-s2"], runs_dir, group=False)
+    assert "what seeds make" in found.small_print(found.verdicts[0])[1]
+    found = compare_runs(["base-s1", "bad-s2"], runs_dir, group=False)
+    assert len(found.small_print(found.verdicts[0])) == 1
+
+
 def test_there_must_be_two_settings(runs_dir):
     with pytest.raises(ConfigError, match="name at least two runs"):
         compare_runs(["base-s1"], runs_dir)

@@ -14,7 +14,7 @@ from typing import Any
 from firstlight.errors import ConfigError
 from firstlight.eval.paired import verdict, what_is_in_the_error
 from firstlight.recipes.compare_curves import Needed, RunCurves, needed, run_curves
-from firstlight.recipes.compare_groups import ConfigDifference, Group, group_runs, what_differs
+from firstlight.recipes.compare_groups import ConfigDifference, Group, group_runs, identity, what_differs
 from firstlight.recipes.compare_scores import Verdict, compare_groups, final_scores, group_score
 from firstlight.runtime.metrics import read_metrics
 
@@ -60,6 +60,8 @@ class Comparison:
         if found.difference is not None:
             spreads = [(one.name, one.spread) for one in self.final if one.spread is not None]
             lines.append(what_is_in_the_error(found.difference, spread_elsewhere=spreads[0] if spreads else None))
+            if identity(found.baseline.record) == identity(found.other.record):
+                lines.append("their settings are the same, so a difference between them is what seeds make")
         if found.advice:
             lines.append(found.advice if found.difference is not None else f"to compare them: {found.advice}")
         return lines
