@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def checked(page: str) -> Checker:
     assert "https://" not in page
     assert "url(" not in page.replace("url(#sun)", "")
     assert "default-src 'none'" in page
+    # Every < begins a tag: none came from a text.
+    assert re.findall(r"<(?![a-zA-Z/!])", page) == []
     return checker
 
 
@@ -73,6 +76,23 @@ def test_a_runs_page_is_whole_quiet_and_safe(facts_of_run, preset: str) -> None:
     assert "\x1b" not in page
     assert "\u202e" not in page
     assert page.count('<section class="stage"') == 12
+
+
+def test_nothing_that_a_run_or_a_token_says_becomes_markup(facts_of_run) -> None:
+    facts = facts_of_run("modern")
+    bad = "<script>alert(1)</script><img src=x onerror='y'>\""
+    piece = replace(facts.pieces[0], text=bad)
+    guesses = tuple(replace(guess, text=bad) for guess in facts.walk.positions[0].top)
+    positions = tuple(replace(p, input=piece, target=piece, top=guesses) for p in facts.walk.positions)
+    batch = replace(facts.batch, words=dict.fromkeys(facts.batch.words, bad), packing=bad)
+    page = render_page(
+        replace(
+            facts, title=bad, preset=bad, tokenizer=bad, val_bpb=1.0, val_of=bad, notes=(bad,), batch=batch, bos=piece,
+            pieces=(piece,) * len(facts.pieces), walk=replace(facts.walk, positions=positions),
+        )
+    )  # fmt: skip
+    checked(page)
+    assert page.count("&lt;script&gt;") > 10
 
 
 def test_a_depths_pages_say_that_they_are_untrained(tmp_path: Path) -> None:
