@@ -193,7 +193,7 @@ class FirstlightForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = FirstlightConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["FirstlightBlock"]
+    _no_split_modules = ["FirstlightBlock"]  # noqa: RUF012
     _supports_sdpa = True
 
     def __init__(self, config: FirstlightConfig) -> None:
@@ -215,7 +215,7 @@ class FirstlightForCausalLM(PreTrainedModel, GenerationMixin):
         return self.transformer.wte
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.transformer.wte = value
+        self.transformer.wte = value  # pyrefly: ignore[bad-assignment]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -333,6 +333,7 @@ class FirstlightForCausalLM(PreTrainedModel, GenerationMixin):
         search does) takes them along.
         """
         assert self.smear_gate is not None
+        assert self.smear_scale is not None
         B, T, D = x_BTD.shape
         before_B1D = torch.zeros_like(x_BTD[:, :1])
         if cache is not None and past:
