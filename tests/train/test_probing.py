@@ -7,8 +7,11 @@ import math
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -243,6 +246,55 @@ def test_the_listener_is_put_back_and_a_late_signal_does_nothing() -> None:
     train(CPU, [Acts(sleep_for_ever, budget=QUICK)], num_steps=1)
     assert signal.getsignal(signal.SIGURG) == before
     os.kill(os.getpid(), signal.SIGURG)
+
+
+# The process itself ends.
+
+KILLED_IN_A_PROBE = """
+import os, sys
+from pathlib import Path
+import torch
+from firstlight.runtime.context import Runtime
+from firstlight.train.probing import Budget, Probing
+from firstlight.train.state import TrainState
+
+class Kills:
+    name, budget = "eval", Budget(0)
+    def due(self, step, is_last): return True
+    def measure(self, model, step, *, is_over):
+        if step == 7:
+            os.kill(os.getpid(), 9)
+        return {}
+
+class Sink:
+    def write(self, kind, step, values): print(kind, step, values.get("what", ""))
+    def warn(self, text): pass
+
+probing = Probing([Kills()], runtime=Runtime(device=torch.device("cpu")), sink=Sink(), where_saved=lambda: "", begun_path=Path(sys.argv[1]))
+for step in (6, 7, 8):
+    probing.run(torch.nn.Linear(1, 1), TrainState(step=step), is_last=False, is_saved=False, collect=lambda: None)
+"""
+
+
+def test_a_run_comes_past_a_probe_in_which_the_process_was_killed_three_times(tmp_path: Path) -> None:
+    path = tmp_path / "probes-begun.json"
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", KILLED_IN_A_PROBE, str(path)], check=False, timeout=60)
+        assert done.returncode == -signal.SIGKILL
+    last = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_A_PROBE, str(path)], check=True, timeout=60, capture_output=True, text=True
+    )
+    lines = last.stdout.splitlines()
+    assert lines[1] == "event 7 the probe eval at step 7 is left out: the process has ended in it 3 times"
+    assert [line.split()[:2] for line in lines] == [["eval", "6"], ["event", "7"], ["eval", "8"]]
+
+
+def test_what_has_ended_is_not_noted_and_a_damaged_note_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "probes-begun.json"
+    path.write_text("[1")
+    probing = Probing([Acts(fail)], runtime=CPU, sink=Sink(), where_saved=lambda: "", begun_path=path)
+    probing.run(torch.nn.Linear(1, 1), TrainState(), is_last=False, is_saved=False, collect=lambda: None)
+    assert not path.exists()
 
 
 # Two processes.

@@ -7,20 +7,23 @@ it: there the watchdog ends a run that makes no progress, and it goes on from it
 
 **Errors.** What a probe raises becomes an event of the metrics, on all ranks together, and training goes on as if the probe had
 not been: modes, gradients and random state are put back. After `MOST_FAILURES` in a row a probe is switched off for the rest of
-the launch. A probe whose ranks meet in collectives must itself see that none waits for one that has failed, as
+the launch. One in which the process itself has ended so many times at the same step (killed by the system for its memory, or by
+the watchdog) is left out there, so that a run which is resumed comes past it. A probe whose ranks meet in collectives must itself see that none waits for one that has failed, as
 `firstlight.eval.rounds` does for ours.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -96,13 +99,16 @@ class Probing:
         sink: ProbeSink,
         where_saved: Callable[[], str],
         beat: Callable[[str], None] = lambda phase: None,
+        begun_path: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """where_saved: words on where the run can go on from. beat: see `Watchdog.beat`."""
+        """where_saved: words on where the run can go on from. beat: see `Watchdog.beat`. begun_path: file that says, while a
+        probe runs and after a process has ended in one, which it is; written by rank 0."""
         self.probes = tuple(probes)
         self._runtime, self._sink, self._where_saved = runtime, sink, where_saved
         self._beat, self._clock = beat, clock
         self._num_failures = [0] * len(self.probes)
+        self._begun = _Begun(begun_path if runtime.is_main else None)
 
     def run(
         self, model: Any, state: TrainState, *, is_last: bool, is_saved: bool, collect: Callable[[], None]
@@ -129,6 +135,19 @@ class Probing:
     ) -> Mapping[str, Any] | None:
         """The probe's row, written; None where it failed on any rank."""
         self._beat(f"the probe {probe.name} at step {state.step}")
+        key = f"{probe.name} at step {state.step}"
+        num_ended = int(self._runtime.control.broadcast_text(str(self._begun.count(key))))
+        if num_ended >= MOST_FAILURES:
+            what = f"the probe {key} is left out: the process has ended in it {num_ended} times"
+            self._sink.warn(what)
+            self._sink.write("event", state.step, {"what": what})
+            return None
+        with self._begun.noted(key):
+            return self._try(index, probe, model, state, collect)
+
+    def _try(
+        self, index: int, probe: Probe, model: Any, state: TrainState, collect: Callable[[], None]
+    ) -> Mapping[str, Any] | None:
         budget_s = probe.budget.seconds(state.elapsed_s)
         ends_s = self._clock() + budget_s
         values: Mapping[str, Any] = {}
@@ -169,6 +188,41 @@ class Probing:
         problems = self._runtime.control.gather_texts(problem)
         found = [f"rank {rank}: {text}" for rank, text in enumerate(problems) if text]
         return min(found, key=lambda text: ON_ANOTHER in text, default="")
+
+
+class _Begun:
+    """How many times each probe was begun and not ended. None for the path: nothing is noted."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._counts: dict[str, int] = {}
+        # A file that cannot be read says as little as none.
+        with suppress(OSError, ValueError, AttributeError, TypeError):
+            if path is not None and path.exists():
+                self._counts = {str(key): int(count) for key, count in json.loads(path.read_text()).items()}
+
+    def count(self, key: str) -> int:
+        return self._counts.get(key, 0)
+
+    @contextmanager
+    def noted(self, key: str) -> Iterator[None]:
+        self._counts[key] = self.count(key) + 1
+        self._write()
+        try:
+            yield
+        finally:
+            del self._counts[key]
+            self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        # A full disk must not end what is only to guard against an end.
+        with suppress(OSError):
+            if self._counts:
+                self._path.write_text(json.dumps(self._counts))
+            else:
+                self._path.unlink(missing_ok=True)
 
 
 @contextmanager

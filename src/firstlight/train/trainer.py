@@ -130,7 +130,8 @@ class Trainer:
         self.weights = weights or self._replicated_weights
         self.restore = restore
         self.probing = Probing(
-            probes, runtime=runtime, sink=sink, where_saved=self.where_saved, beat=self.guards.beat
+            probes, runtime=runtime, sink=sink, where_saved=self.where_saved, beat=self.guards.beat,
+            begun_path=saves.directory.parent / "probes-begun.json",
         )  # fmt: skip
         self.last_loss_nats: float | None = None
         self._saved_step = 0
