@@ -26,8 +26,8 @@ from firstlight.model.rope import normed_and_turned
 
 CPU_BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 65536
-LOGITS_BYTES = 32 * 2**20
-"""Of the float32 logits that are held at once."""
+LOGITS_BYTES = 8 * 2**20
+"""Of the float32 logits that are held at once. More leave a CPU's caches: 32 MiB took 8 % longer on hellaswag_zeroshot."""
 
 
 class GPTScorer:
