@@ -62,11 +62,13 @@ def evaluate_core(
     examples: dict[str, list[Example]] = {}
 
     def prepare() -> list[Record]:
-        by_path: dict[str, list[Example]] = {}
+        read: dict[tuple[str, str], list[Example]] = {}
         for task in chosen:
-            if task.dataset_uri not in by_path or by_path[task.dataset_uri] is None:
-                by_path[task.dataset_uri] = read_examples(task)
-            examples[task.label] = ordered(by_path[task.dataset_uri], max_per_task=max_per_task)
+            # Two tasks may ask the same questions, with and without examples shown.
+            place = (task.dataset_uri, task.kind)
+            if place not in read:
+                read[place] = read_examples(task)
+            examples[task.label] = ordered(read[place], max_per_task=max_per_task)
         return list(done) if runtime.is_main else []
 
     everyone, _ = _all_do(runtime, prepare, should_stop=None)
