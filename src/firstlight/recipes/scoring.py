@@ -167,7 +167,7 @@ class _Partial:
         if not self._path.exists():
             return None
         try:
-            with np.load(self._path) as file:
+            with np.load(self._path, allow_pickle=False) as file:
                 return DocumentSums(file["nats_NK"], file["num_bytes_NK"], file["num_tokens_NK"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             self._report(f"{self._path} is damaged ({error}); the evaluation begins again")
