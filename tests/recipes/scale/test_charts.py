@@ -62,3 +62,14 @@ def test_words_are_escaped_and_wrapped() -> None:
     assert "<b>" not in text
     assert "T &amp; co" in text
     ElementTree.fromstring(text)
+
+
+def test_ticks_are_short_numbers() -> None:
+    text = draw_plot(make(marks=[Mark(0.05, 1.0, "amber"), Mark(20.0, 2.0, "amber")]), width=500, height=300)
+    assert ">0.05<" in text or ">0.1<" in text
+    assert ">10<" in text
+    text = draw_plot(make(marks=[Mark(1e12, 1.0, "amber"), Mark(4e13, 2.0, "amber")]), width=500, height=300)
+    assert ">1e13<" in text
+    text = draw_plot(make(marks=[Mark(2e5, 1.0, "amber"), Mark(2e6, 2.0, "amber")]), width=500, height=300)
+    assert ">500K<" in text
+    assert ">1M<" in text

@@ -51,8 +51,8 @@ def test_a_whole_study_is_drawn(make_results) -> None:
     assert "Same compute, other sizes" in page
     assert "Best size of each budget" in page
     assert "E + A / N^alpha" in page
-    # Three plots, each wide and narrow.
-    assert page.count('<svg class="chart') == 6
+    # Four plots, each wide and narrow.
+    assert page.count('<svg class="chart') == 8
 
 
 @pytest.mark.parametrize("num_missing", [2, 5, 7, 9])

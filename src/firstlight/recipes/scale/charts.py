@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -147,7 +148,9 @@ def draw_plot(plot: Plot, *, width: int, height: int, css_class: str = "") -> st
 
 
 def _count(x: float) -> str:
-    return f"{x:.0e}".replace("e+", "e") if x >= 1e12 else format_count(x).replace(".00", "").replace(".0", "")
+    if x >= 1e12:
+        return f"{x:.0e}".replace("e+", "e")
+    return f"{x:g}" if x < 1000 else re.sub(r"\.0+(?=[KMGT]$)", "", format_count(x))
 
 
 def _wider(low: float, high: float, frac: float, *, is_log: bool) -> tuple[float, float]:

@@ -217,7 +217,9 @@ def _fit_surface(
     draws = fit_surfaces(params, tokens, np.maximum(predicted + shifts, 1e-6), delta=delta, near=fitted)
 
     def interval(name: str, index: int) -> Interval:
-        values = np.where(draws.at_bound[:, index], np.nan, getattr(draws, name))
+        # A floor of (nearly) zero is a possible answer, unlike any other limit.
+        is_answer = (name == "E") & (0.01 * predicted.min() > draws.E)
+        values = np.where(draws.at_bound[:, index] & ~is_answer, np.nan, getattr(draws, name))
         return interval_of(getattr(fitted, name), values)
 
     sums = draws.alpha + draws.beta

@@ -54,7 +54,7 @@ def render_page(results: StudyResults) -> str:
         sub.append(format_duration(sum(study.launches_s)))
     figures = ""
     if fit is not None:
-        plots = [iso_plot(fit), compute_plot(fit), best_plot(fit)]
+        plots = [iso_plot(fit), ratio_plot(fit), compute_plot(fit), best_plot(fit)]
         figures = (
             '<section class="charts" aria-label="Curves">' + "".join(_figure(p) for p in plots if p) + "</section>"
         )
@@ -119,6 +119,42 @@ def iso_plot(fit: StudyFit) -> Plot:
     return Plot(
         "Same compute, other sizes", "bits per byte", "parameters (matrices and head)", curves, marks, spans,
         [*legend, ("", "best size, 95 %", "span")],
+    )  # fmt: skip
+
+
+def ratio_plot(fit: StudyFit) -> Plot:
+    """The same cells and parabolas over tokens per parameter: where each budget is best spent."""
+    budgets = sorted({p.budget for p in fit.points})
+    sizes = [p.num_params for p in fit.points]
+    curves = [
+        Curve(
+            [
+                (b.flops / fit.flops_per_param_token / n**2, y)
+                for n, y in parabola_points(b, 0.5 * min(sizes), 2.0 * max(sizes))
+            ],
+            hue(budgets.index(b.budget)),
+        )
+        for b in fit.budgets
+    ]
+    marks = [
+        Mark(
+            p.num_tokens / p.num_params, p.bpb, hue(budgets.index(p.budget)),
+            text=f"{p.num_tokens / p.num_params:.3g} tokens per parameter at {p.flops:.2g} FLOPs: {p.bpb:.4f}",
+        )
+        for p in fit.points
+    ]  # fmt: skip
+    spans = [
+        Span(
+            b.tokens_per_param.value, b.best_bpb.value, hue(budgets.index(b.budget)), b.tokens_per_param.low,
+            b.tokens_per_param.high, text=f"best at {b.flops:.2g} FLOPs: {b.tokens_per_param.describe()} tokens per parameter",
+        )
+        for b in fit.budgets
+        if b.tokens_per_param.value is not None and b.best_bpb.value is not None
+    ]  # fmt: skip
+    legend = [(hue(i), f"{_mean_flops(fit, b):.2g} FLOPs", "mark") for i, b in enumerate(budgets)]
+    return Plot(
+        "Same compute, other ratios", "bits per byte", "tokens per parameter", curves, marks, spans,
+        [*legend, ("", "best ratio, 95 %", "span")],
     )  # fmt: skip
 
 
