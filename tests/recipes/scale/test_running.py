@@ -10,7 +10,7 @@ import pytest
 
 from firstlight.errors import ConfigError, FirstlightError, Interrupted
 from firstlight.recipes import record as records
-from firstlight.recipes.scale import planning, running, study
+from firstlight.recipes.scale import grid, planning, running, study
 from firstlight.recipes.scale.planning import Request
 from firstlight.runtime.console import Console
 from firstlight.runtime.metrics import read_metrics
@@ -18,10 +18,11 @@ from firstlight.train.trainer import Trainer
 
 
 @pytest.fixture
-def tiny(tiny_corpus, own_folders):
-    """A plan of two sizes and two budgets, of 32 to 395 steps. Cells run in this process: it has torch already."""
+def tiny(tiny_corpus, own_folders, monkeypatch):
+    """A plan of two sizes and two budgets, of 6 to 72 steps. Cells run in this process: it has torch already."""
+    monkeypatch.setattr(grid, "FEWEST_STEPS", 5)
     request = Request(
-        name="s", data=str(tiny_corpus), val="last", depths=(1, 2), flops=(1.1e10, 2.2e10), vocab_size=300,
+        name="s", data=str(tiny_corpus), val="last", depths=(1, 2), flops=(2e9, 4e9), vocab_size=300,
         max_seq_len=32, total_batch_size=128, val_documents=30, threads=1, device="cpu", dtype="fp32", compile="off",
     )  # fmt: skip
     planned = planning.plan_study(request, console=Console(), started_s=time.monotonic())
@@ -91,7 +92,7 @@ def test_a_cell_that_fails_is_named_and_the_study_goes_on_and_a_resume_mends_it(
     victim = tiny.cells[1]
 
     def advance(self, state):
-        if state.step == 25 and sys.argv[sys.argv.index("--run") + 1] == victim.run:
+        if state.step == 5 and sys.argv[sys.argv.index("--run") + 1] == victim.run:
             raise RuntimeError("pulled the plug")
         return real(self, state)
 
