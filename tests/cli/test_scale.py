@@ -15,7 +15,7 @@ import pytest
 from firstlight.cli import main
 
 TINY = [
-    "--vocab-size", "260", "--max-seq-len", "32", "--total-batch-size", "128", "--val", "last", "--val-documents", "10",
+    "--vocab-size", "280", "--max-seq-len", "32", "--total-batch-size", "128", "--val", "last", "--val-documents", "10",
     "--device", "cpu", "--dtype", "fp32", "--threads", "1", "--compile", "off",
 ]  # fmt: skip
 
@@ -80,7 +80,7 @@ def test_a_study_of_cells_that_are_done_is_drawn_again(texts, tmp_path, capsys) 
     from firstlight.recipes import record as records
     from firstlight.recipes.scale import study as studies
 
-    main.run(["scale", "--data", str(texts), "--depths", "1,2,3", "--flops", "3e10,9e10", "--dry-run", "--json", *TINY])
+    main.run(["scale", "--data", str(texts), "--depths", "1,2,3", "--flops", "4e10,1.2e11", "--dry-run", "--json", *TINY])
     plan = json.loads(capsys.readouterr().out)
     del plan["expected_s"]
     runs = tmp_path / "runs"
@@ -100,7 +100,7 @@ def test_a_study_of_cells_that_are_done_is_drawn_again(texts, tmp_path, capsys) 
     assert main.run(["scale", "--page-only"]) == 0
     assert "compute-optimal tokens per parameter" in capsys.readouterr().out
     # The same name again is another study.
-    assert main.run(["scale", "--data", str(texts), "--depths", "1,2", "--flops", "3e10,9e10", *TINY]) == 2
+    assert main.run(["scale", "--data", str(texts), "--depths", "1,2", "--flops", "4e10,1.2e11", *TINY]) == 2
     assert "there is a study of that name" in capsys.readouterr().err
 
 

@@ -133,23 +133,15 @@ def make_cells(
     Raises ConfigError that names every depth and budget that cannot be.
     """
     check(depths, budgets, seeds=seeds)
-    problems = Problems()
+    check_steps(depths, budgets, rules)
     cells: list[Cell] = []
     for depth in depths:
         model = model_of(depth, rules)
         flops_per_token = count.flops_per_token(model, rules.seq_len)
-        counted = []
-        for number, budget in enumerate(budgets, 1):
-            tokens = budget / flops_per_token
-            batch = rules.total_batch_size or batch_tokens_for(tokens)
-            batch = max(rules.seq_len, batch // rules.seq_len * rules.seq_len)
-            counted.append((number, budget, batch, round(tokens / batch)))
-            if round(tokens / batch) < FEWEST_STEPS:
-                problems.add(
-                    f"depth {depth} at {budget:.3g} FLOPs is {tokens:,.0f} tokens: {tokens / batch:.1f} steps of {batch:,}",
-                    hint=f"a cell needs {FEWEST_STEPS} steps ({FEWEST_STEPS * batch * flops_per_token:.2g} FLOPs at this "
-                    "depth): give larger --flops, more --minutes or smaller --depths",
-                )
+        counted = [
+            (number, budget, *batch_and_steps(budget / flops_per_token, rules))
+            for number, budget in enumerate(budgets, 1)
+        ]
         speed = speeds[depth]
         steps_s = [speed.train_s * batch * steps for _, _, batch, steps in counted]
         compiled = rules.may_compile and pays(steps_s, num_seeds=len(seeds))
@@ -172,8 +164,31 @@ def make_cells(
                     )
                 )  # fmt: skip
                 is_first = False
-    problems.raise_if_any()
     return tuple(sorted(cells, key=lambda cell: (cell.budget, cell.expected_s, cell.seed)))
+
+
+def batch_and_steps(num_tokens: float, rules: Rules) -> tuple[int, int]:
+    """Tokens of an optimizer step, in whole rows, and the number of steps nearest to so many tokens."""
+    batch = rules.total_batch_size or batch_tokens_for(max(1.0, num_tokens))
+    batch = max(rules.seq_len, batch // rules.seq_len * rules.seq_len)
+    return batch, round(num_tokens / batch)
+
+
+def check_steps(depths: Sequence[int], budgets: Sequence[float], rules: Rules) -> None:
+    """Refuse cells that would be too short. Raises ConfigError that names each."""
+    problems = Problems()
+    for depth in depths:
+        flops_per_token = count.flops_per_token(model_of(depth, rules), rules.seq_len)
+        for budget in budgets:
+            tokens = budget / flops_per_token
+            batch, steps = batch_and_steps(tokens, rules)
+            if steps < FEWEST_STEPS:
+                problems.add(
+                    f"depth {depth} at {budget:.3g} FLOPs is {tokens:,.0f} tokens: {tokens / batch:.1f} steps of {batch:,}",
+                    hint=f"a cell needs {FEWEST_STEPS} steps ({FEWEST_STEPS * batch * flops_per_token:.2g} FLOPs at this "
+                    "depth): give larger --flops, more --minutes, smaller --depths or a smaller --total-batch-size",
+                )
+    problems.raise_if_any()
 
 
 def pays(steps_s: Sequence[float], *, num_seeds: int) -> bool:

@@ -18,6 +18,7 @@ from firstlight.recipes.scale.grid import (
     Speed,
     budgets_for_minutes,
     check,
+    check_steps,
     distance_from_best,
     make_cells,
     rules_for,
@@ -142,6 +143,9 @@ def plan_study(request: Request, *, console: Console, started_s: float) -> Study
                 f"depths {', '.join(map(str, depths))}: the middle one is the nearest to the size that is expected to be "
                 "the best at the middle budget"
             )
+        if request.flops is not None:
+            # Before the text is tokenised, which may take long.
+            check_steps(depths, request.flops, rules(depths, 0))
         text = prepare_text(
             request.data, val=request.val, tokenizer_path=request.tokenizer, rules=rules(depths, 0),
             final_documents=request.val_documents, cache_dir=environment.cache_dir(),
