@@ -33,6 +33,7 @@ def test_infinite_draws_open_their_side_only() -> None:
 def test_words() -> None:
     assert Interval(0.512, 0.4, 0.66).describe(".2f") == "0.51 (0.40 to 0.66)"
     assert Interval(1234567.0, 1e6, 2e6).describe() == "1,230,000 (1,000,000 to 2,000,000)"
+    assert Interval(1.35e12, 1e7, 2e13).describe() == "1.35e12 (1.00e07 to 2.00e13)"
     assert Interval(3.0, None, 5.0).describe() == "3 (5 or less; below not determined)"
     assert Interval(3.0, None, None).describe() == "not determined (best guess 3)"
     assert interval_of(float("nan"), np.array([np.nan])) == Interval(None, None, None)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from firstlight.recipes.scale.reading import best_known, headline, read_study_in_words
+from firstlight.recipes.scale.results import results_of
 
 
 def test_a_good_study_is_read_with_its_numbers(make_results) -> None:
@@ -36,3 +40,20 @@ def test_nothing_done_and_nothing_determined_are_said(make_results) -> None:
     hill = make_results(shifts=(0.0, 0.9, 0.0))
     if best_known(hill.fit) is None:
         assert headline(hill)[0] == "not determined"
+
+
+def test_a_surface_that_misses_by_far_more_than_noise_is_not_trusted(make_results) -> None:
+    assert "not to be trusted" not in " ".join(read_study_in_words(make_results()))
+    crooked = make_results(shifts=(0.08, -0.06, 0.07, -0.08, 0.06))
+    assert "not to be trusted" in " ".join(read_study_in_words(crooked))
+
+
+def test_a_best_size_at_the_end_of_the_sizes_is_doubted_in_the_headline(make_results) -> None:
+    # Large models are made worse by 0.3 a step in depth: the smallest is the best at each budget.
+    results = make_results()
+    worse = [replace(outcome, bpb=outcome.bpb + 0.15 * (outcome.cell.depth - 1) ** 1.3) for outcome in results.outcomes]
+    again = results_of(results.study, worse, Path("/nowhere"), num_draws=60)
+    found = best_known(again.fit)
+    assert found is None or found.edge == "smallest"
+    if found is not None:
+        assert "a range, not a value" in headline(again)[1]

@@ -31,6 +31,8 @@ class Interval:
         """
 
         def show(value: float) -> str:
+            if abs(value) >= 1e7:
+                return f"{value:.2e}".replace("e+", "e")
             return f"{value:{number}}" if abs(value) < 1000 else f"{float(f'{value:.3g}'):,.0f}"
 
         if self.value is None or (self.low is None and self.high is None):

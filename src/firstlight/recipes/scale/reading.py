@@ -6,6 +6,9 @@ from firstlight.recipes.scale.fit import BudgetFit, StudyFit
 from firstlight.recipes.scale.results import StudyResults
 from firstlight.runtime.console import format_count, format_duration
 
+MISFIT = 4.0
+"""A miss of so many standard deviations between seeds is called one: of nine cells, one in two thousand studies has it by luck."""
+
 
 def headline(results: StudyResults) -> tuple[str, str]:
     """The compute-optimal tokens per parameter at the largest budget that shows one, and a sentence about it."""
@@ -19,9 +22,14 @@ def headline(results: StudyResults) -> tuple[str, str]:
     low = f"{ratio.low:.2g}" if ratio.low is not None else "?"
     high = f"{ratio.high:.2g}" if ratio.high is not None else "?"
     size = f"{format_count(found.best_params.value or 0)} parameters on {format_count(found.best_tokens.value or 0)} tokens"
+    doubt = (
+        f" The {found.edge} of the sizes was the best, so it leans on the curve alone: a range, not a value."
+        if found.edge
+        else ""
+    )
     return (
         f"{ratio.value:.2g} ({low} to {high})",
-        f"At {found.flops:.2g} FLOPs: {size}. In brackets, 95 % of the bootstrap.",
+        f"At {found.flops:.2g} FLOPs: {size}. In brackets, 95 % of the bootstrap.{doubt}",
     )
 
 
@@ -66,6 +74,11 @@ def read_study_in_words(results: StudyResults) -> list[str]:
             f"The surface through all cells gives a = {fit.surface.params_exponent.describe('.2f')} and a floor of "
             f"E = {fit.surface.E.describe('.2f')} bits per byte; its largest miss is {_largest_miss(fit):.4f}."
         )
+        if _largest_miss(fit) > MISFIT * fit.seed_noise:
+            sentences.append(
+                f"That is {_largest_miss(fit) / fit.seed_noise:.0f} times the noise between seeds: these cells do not lie on a "
+                "surface of this form, and its numbers are not to be trusted. Cells of few steps are the usual cause."
+            )
     noise = (
         f"Between seeds the scores have a standard deviation of {fit.seed_noise:.4f}, measured here."
         if fit.is_noise_measured

@@ -28,7 +28,7 @@ STUDY_CSS = """
 .grid-table th:first-child,.grid-table td:first-child{text-align:left} .grid-table thead th{font-weight:600}
 .reading{padding:16px 22px} .reading p{margin:0 0 10px} .reading p:last-child{margin:0}
 .score .value.words{font-size:30px;letter-spacing:-.02em}
-.charts{margin-bottom:20px} .chart .envelope{--hue:var(--ink)} .chart .end{stroke:none;fill:none}
+.charts{margin-bottom:20px} .chart .ink{--hue:var(--ink)} .chart .end{stroke:none;fill:none}
 """
 CURVE_POINTS = 80
 
@@ -118,7 +118,7 @@ def iso_plot(fit: StudyFit) -> Plot:
     legend = [(hue(i), f"{flops[b]:.2g} FLOPs", "mark") for i, b in enumerate(budgets)]
     return Plot(
         "Same compute, other sizes", "bits per byte", "parameters (matrices and head)", curves, marks, spans,
-        [*legend, ("", "best size, 95 %", "span")],
+        [*legend, ("ink", "best size, 95 %", "span")],
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def ratio_plot(fit: StudyFit) -> Plot:
     legend = [(hue(i), f"{_mean_flops(fit, b):.2g} FLOPs", "mark") for i, b in enumerate(budgets)]
     return Plot(
         "Same compute, other ratios", "bits per byte", "tokens per parameter", curves, marks, spans,
-        [*legend, ("", "best ratio, 95 %", "span")],
+        [*legend, ("ink", "best ratio, 95 %", "span")],
     )  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def compute_plot(fit: StudyFit) -> Plot:
         for i, size in enumerate(sizes)
     ]
     best = [(b.flops, b.best_bpb.value) for b in fit.budgets if b.best_bpb.value is not None]
-    curves.append(Curve(best, "envelope", "5 4"))
+    curves.append(Curve(best, "ink", "5 4"))
     marks = [
         Mark(
             p.flops, p.bpb, hue(sizes.index(p.num_params)),
@@ -182,7 +182,7 @@ def compute_plot(fit: StudyFit) -> Plot:
         curves,
         marks,
         [],
-        [*legend, ("envelope", "best size", "dash")],
+        [*legend, ("ink", "best size", "dash")],
     )
 
 
@@ -201,7 +201,8 @@ def best_plot(fit: StudyFit) -> Plot | None:
         if b.best_params.low is not None and b.best_params.high is not None
     ]
     legend = [("indigo", "parabolas, 95 %", "mark")]
-    if fit.surface is not None:
+    # Where no split of compute follows from the surface, its line would be made up.
+    if fit.surface is not None and fit.surface.params_exponent.is_determined:
         lines = [
             (b.flops, best.value) for b, best in zip(fit.budgets, fit.surface.best_params, strict=True) if best.value
         ]
@@ -227,8 +228,10 @@ def _score_card(results: StudyResults) -> str:
 
 def _tiles(fit: StudyFit | None) -> str:
     def show(interval: Interval | None) -> str:
-        if interval is None or interval.value is None:
+        if interval is None:
             return "–"
+        if interval.value is None or (interval.low is None and interval.high is None):
+            return "– <small>not determined</small>"
         low, high = (f"{v:.2f}" if v is not None else "open" for v in (interval.low, interval.high))
         return f"{interval.value:.2f} <small>{low} to {high}</small>"
 
