@@ -149,7 +149,7 @@ def draw_plot(plot: Plot, *, width: int, height: int, css_class: str = "") -> st
 
 def _count(x: float) -> str:
     if x >= 1e12:
-        return f"{x:.0e}".replace("e+", "e")
+        return f"{x:.2g}".replace("e+", "e")
     return f"{x:g}" if x < 1000 else re.sub(r"\.0+(?=[KMGT]$)", "", format_count(x))
 
 

@@ -136,7 +136,8 @@ def fit_study(
         elif fit.edge:
             notes.append(
                 f"budget {budget}: the {fit.edge} size is the best of those tried, so the best size leans on the parabola "
-                f"alone: a {'smaller' if fit.edge == 'smallest' else 'larger'} one in --depths would show it"
+                f"alone: a {'smaller size, or a larger' if fit.edge == 'smallest' else 'larger size, or a smaller'} budget "
+                "would show it"
             )
 
     params_exponent = tokens_exponent = None

@@ -187,9 +187,9 @@ def compute_plot(fit: StudyFit) -> Plot:
 
 
 def best_plot(fit: StudyFit) -> Plot | None:
-    """The best size over compute by both approaches; None where no budget has one."""
-    found = [b for b in fit.budgets if b.best_params.value is not None]
-    if not found:
+    """The best size over compute by both approaches; None where fewer than two budgets fix one."""
+    found = [b for b in fit.budgets if b.best_params.is_determined]
+    if len(found) < 2:
         return None
     marks = [
         Mark(b.flops, b.best_params.value or 0.0, "indigo", text=f"{b.flops:.2g} FLOPs: {_shown(b.best_params)}")
