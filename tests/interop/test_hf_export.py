@@ -138,3 +138,12 @@ def test_a_dtype_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--dtype int8"):
         export(model(OPTIONS["classic"]), tmp_path / "out", dtype="int8")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_program_is_not_replaced_and_all_files_can_be_read(tmp_path: Path) -> None:
+    ours = model(OPTIONS["classic"])
+    export(ours, tmp_path / "out")
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
+    (tmp_path / "out" / "firstlight.json").unlink()
+    with pytest.raises(ConfigError, match="not an exported model"):
+        export(ours, tmp_path / "out", overwrite=True)

@@ -103,3 +103,34 @@ def test_missing_and_damaged_files_are_named(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(DataError, match=r"config\.json is missing"):
         read_hf(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("config.json", {"rope_parameters": "x"}), ("config.json", {"final_logit_softcapping": [1]}),
+        ("config.json", {"num_key_value_heads": "2"}), ("config.json", {"num_hidden_layers": 10**9}),
+        ("config.json", {"vocab_size": 10**30}), ("config.json", {"num_hidden_layers": True}),
+        ("tokenizer.json", {"added_tokens": [{"special": True}]}), ("tokenizer.json", {"pre_tokenizer": {"type": "Sequence", "pretokenizers": 3}}),
+        ("firstlight.json", {"tokenizer": [1]}), ("firstlight.json", {"origin": "x"}),
+        ("firstlight.json", {"origin": {"step": "7"}}), ("firstlight.json", {"origin": {"step": -7}}),
+        ("firstlight.json", {"origin": {"run": ["x"]}}), ("firstlight.json", {"origin": {"final": {"val_bpb": "low"}}}),
+        ("firstlight.json", {"tokenizer": {"training": "x"}}), ("firstlight.json", {"schema": 99}),
+    ],
+)  # fmt: skip
+def test_anybodys_files_are_read_with_care(folder: Path, file: str, values: dict[str, Any]) -> None:
+    change(folder / file, **values)
+    with pytest.raises((ConfigError, DataError)) as caught:
+        read_hf(folder)
+    assert file in str(caught.value) or "whole number" in str(caught.value)
+
+
+def test_an_index_of_files_stays_in_its_folder(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../secret.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"out/secret\.safetensors cannot be read"):
+        read_hf(folder)
+    index.write_text(json.dumps({"weight_map": ["x"]}))
+    with pytest.raises(DataError, match="something unexpected"):
+        read_hf(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from interop.exported import OPTIONS, model, tokenizer
 
+from firstlight.cli.main import run
 from firstlight.errors import CheckpointError, ConfigError
 from firstlight.recipes.exporting import CPU, export_hf, import_hf
 from firstlight.recipes.loading import load_for_inference
@@ -30,7 +32,7 @@ def runs(tmp_path: Path) -> Path:
     record = new_record(
         "mine",
         status="done",
-        config={"model": asdict(ours.config), "settings": {"data": "builtin"}},
+        config={"model": asdict(ours.config), "settings": {"data": "builtin"}, "val": "hash:0.01"},
         tokenizer_hash=tokenizer().content_hash,
         val_hash="v" * 8,
         final={"steps": 12, "val_bpb": 1.5, "val_bpb_stderr": 0.1, "tokens": 99},
@@ -66,3 +68,28 @@ def test_an_import_that_fails_leaves_no_run(runs: Path, tmp_path: Path, monkeypa
     with pytest.raises(CheckpointError, match="No space left"):
         import_hf(tmp_path / "out", "new", runs_dir=runs)
     assert [path.name for path in runs.iterdir()] == ["mine"]
+
+
+def test_an_import_says_what_it_cannot(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_hf("mine", tmp_path / "out", kind="auto", dtype="fp32", checkpoint="latest", overwrite=False, runs_dir=runs)
+    import_hf(tmp_path / "out", "again", runs_dir=runs)
+    monkeypatch.setenv("FIRSTLIGHT_RUNS", str(runs))
+    assert run(["eval", "bpb", "again", "--device", "cpu"]) == 2
+    # Scoring all of a text, of which most was trained on, would be no test.
+    assert "mine, which it was exported from, had --data builtin --val hash:0.01" in capsys.readouterr().err.replace(
+        "\n  ", " "
+    )
+    assert run(["explain", "again", "--device", "cpu"]) != 0
+    assert "is an imported model" in capsys.readouterr().err
+
+
+def test_weights_of_other_shapes_are_told_before_memory_is_taken(runs: Path, tmp_path: Path) -> None:
+    export_hf("mine", tmp_path / "out", kind="auto", dtype="fp32", checkpoint="latest", overwrite=False, runs_dir=runs)
+    config = tmp_path / "out" / "config.json"
+    # 2**20 ids and as many numbers each: 4 TB.
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 2**20, "n_embd": 2**20}))
+    with pytest.raises(CheckpointError, match=r"instead of float32 \[1048576, 1048576\]"):
+        import_hf(tmp_path / "out", "huge", runs_dir=runs)
+    assert not (runs / "huge").exists()

@@ -123,3 +123,10 @@ def test_a_name_that_no_run_has_is_refused_where_nothing_else_is_said(tmp_path):
     # A job script says all of it each time, and means it.
     check_begins(None, asked, tmp_path, given=frozenset({"run", "resume", "minutes"}))
     check_begins(new_record("mien"), asked, tmp_path, given=frozenset({"run", "resume"}))
+
+
+def test_an_imported_model_is_not_resumed(tmp_path: Path) -> None:
+    run_dir = new_run_dir(tmp_path, "mine")
+    write_run(run_dir, new_record("mine", recipe="import", status="done", config={"model": {}}))
+    with pytest.raises(ConfigError, match="no optimizer state"):
+        previous_record(BaseSettings(run="mine", resume=True), tmp_path)

@@ -98,7 +98,7 @@ def bpb(
         scored = []
         sets: list[dict[str, Any]] = []
         shards: list[str] = []
-        for name in data or [run_setting(loaded.record, "data") or "builtin"]:
+        for name in data or [_own_data(loaded.record)]:
             is_the_runs = name == run_setting(loaded.record, "data")
             with console.progress(f"tokenising {name}") as bar:
                 documents, val_hash, val_name = documents_to_score(
@@ -272,6 +272,22 @@ def run_setting(record: RunRecord, name: str) -> Any:
     """A setting of a run as its user gave it, or None."""
     settings = record.config.get("settings")
     return settings.get(name) if isinstance(settings, dict) else None
+
+
+def _own_data(record: RunRecord) -> str:
+    """The text that a run was trained on. Raises ConfigError where its record does not say: all of some text is no test."""
+    from firstlight.errors import ConfigError
+
+    name = run_setting(record, "data")
+    if name:
+        return name
+    origin = record.config.get("origin")
+    origin = origin if isinstance(origin, dict) else {}
+    was = f"; {origin['run']}, which it was exported from, had --data {origin['data']} --val {origin.get('val') or 'last'}"
+    raise ConfigError(
+        f"{record.name} does not say what it was trained on (recipe {record.recipe}), so the text to score must be named",
+        hint="give --data and --val" + (was if origin.get("run") and origin.get("data") else ""),
+    )
 
 
 def documents_to_score(

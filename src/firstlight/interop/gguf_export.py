@@ -24,7 +24,7 @@ same in all else. It also takes a piece that is a token as it is, as ours does."
 
 PRE_TOKENIZER_NOTE = (
     "llama.cpp has no name for our split pattern; its nearest, llama-bpe, cuts numbers of three and more digits otherwise "
-    "(up to 3 digits together, not 2), so such numbers may get other ids than in training; all other text gets the same"
+    "(up to 3 digits together, not 2), so such numbers may get other ids than in training; all other text should get the same (expected from the patterns, not run)"
 )
 
 DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}

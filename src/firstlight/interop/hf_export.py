@@ -80,7 +80,7 @@ def choose_kind(config: GPTConfig, asked: str) -> tuple[str, str]:
 
 def is_export(directory: Path) -> bool:
     """Whether a folder looks like one that `write_hf` wrote."""
-    return all((directory / name).is_file() for name in ("config.json", MODEL_FILE))
+    return all((directory / name).is_file() for name in ("config.json", MODEL_FILE, NOTE_FILE))
 
 
 def write_hf(
@@ -155,6 +155,8 @@ def write_hf(
             notes=notes,
         )
         (folder / "README.md").write_text(card(done), encoding="utf-8")
+        # safetensors makes a file that its owner alone can read.
+        (folder / MODEL_FILE).chmod((folder / "README.md").stat().st_mode)
     return done
 
 

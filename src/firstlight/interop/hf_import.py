@@ -7,7 +7,8 @@ therefore never looked at.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,12 @@ from firstlight.model.config import GPTConfig
 from firstlight.tokens.bpe import Tokenizer
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+_TEXTS = ("run", "recipe", "data", "val", "data_hash", "val_hash", "tokenizer_hash", "git_commit")
+_NUMBERS = ("val_bpb", "val_bpb_stderr", "steps", "tokens", "train_loss_nats", "num_documents", "num_documents_total")
+
+LEAST_LIMIT = 2**20
+"""Sizes up to this are believed whatever the weights; larger ones only where the weights are as many."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +50,13 @@ def read_hf(directory: Path) -> Imported:
     where a file is missing or damaged.
     """
     values = _read_json(directory / "config.json")
-    note = _read_json(directory / NOTE_FILE) if (directory / NOTE_FILE).is_file() else {}
-    if note and note.get("schema") != NOTE_SCHEMA:
-        raise DataError(
-            f"{directory / NOTE_FILE} has schema {note.get('schema')!r}; this firstlight reads {NOTE_SCHEMA}"
-        )
+    note = _read_note(directory / NOTE_FILE)
     kind = _kind_of(values, directory)
     problems = Problems()
     config, found = _model(kind, values, directory, problems)
-    facts = (note.get("tokenizer") or {}).get("training")
-    tokenizer, reasons = hf_tokenizer.read_tokenizer(_read_json(directory / "tokenizer.json"), facts=facts)
+    facts = note.get("tokenizer", {}).get("training")
+    with _unexpected(directory / "tokenizer.json"):
+        tokenizer, reasons = hf_tokenizer.read_tokenizer(_read_json(directory / "tokenizer.json"), facts=facts)
     for reason in reasons:
         problems.add(reason)
     if config is not None and tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
@@ -60,7 +64,7 @@ def read_hf(directory: Path) -> Imported:
     problems.raise_if_any()
     assert config is not None
     assert tokenizer is not None
-    wanted = (note.get("tokenizer") or {}).get("content_hash")
+    wanted = note.get("tokenizer", {}).get("content_hash")
     if wanted is not None and wanted != tokenizer.content_hash:
         raise DataError(
             f"{directory / 'tokenizer.json'} has changed since the export: it hashes to {tokenizer.content_hash[:16]}, "
@@ -75,7 +79,44 @@ def read_hf(directory: Path) -> Imported:
         notes.append(hf_tokenizer.check_same_ids(content, tokenizer))
     # Each bfloat16 and float16 number is a float32 number.
     weights = {name: tensor.to(torch.float32).contiguous() for name, tensor in found.items()}
-    return Imported(config, weights, tokenizer, kind.MODEL_TYPE, dict(note.get("origin") or {}), tuple(notes))
+    return Imported(config, weights, tokenizer, kind.MODEL_TYPE, note.get("origin", {}), tuple(notes))
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """What ``firstlight.json`` says, {} where there is none. Whatever its values are for is checked: they come to stand in a
+    run's record, which all commands that list runs read.
+    """
+    if not path.is_file():
+        return {}
+    note = _read_json(path)
+    if note.get("schema") != NOTE_SCHEMA:
+        raise DataError(f"{path} has schema {note.get('schema')!r}; this firstlight reads {NOTE_SCHEMA}")
+    origin, tokenizer = note.get("origin", {}), note.get("tokenizer", {})
+    wanted: list[tuple[str, Any, tuple[type, ...]]] = [("origin", origin, (dict,)), ("tokenizer", tokenizer, (dict,))]
+    if isinstance(origin, dict) and isinstance(tokenizer, dict):
+        final = origin.get("final")
+        wanted += [(name, origin.get(name), (str, type(None))) for name in _TEXTS]
+        wanted += [("step", origin.get("step"), (int, type(None))), ("final", final, (dict, type(None)))]
+        wanted += [("versions", origin.get("versions"), (dict, type(None)))]
+        wanted += [("training", tokenizer.get("training"), (dict, type(None)))]
+        wanted += [("content_hash", tokenizer.get("content_hash"), (str, type(None)))]
+        if isinstance(final, dict):
+            wanted += [(f"final.{name}", final.get(name), (int, float, type(None))) for name in _NUMBERS]
+    bad = [f"{name} is {value!r:.40}" for name, value, kinds in wanted if type(value) not in kinds]
+    if not bad and not 0 <= (origin.get("step") or 0) < 10**12:
+        bad = [f"step is {origin['step']!r:.40}"]
+    if bad:
+        raise DataError(f"{path} is damaged: {'; '.join(bad)}", hint="without the file the model can be imported, too")
+    return note
+
+
+@contextmanager
+def _unexpected(path: Path) -> Iterator[None]:
+    """A value of a kind that no such file has, in a file of anybody's, is an error that names the file."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path} holds something unexpected ({type(error).__name__}: {error})") from error
 
 
 def _kind_of(values: Mapping[str, Any], directory: Path) -> ModuleType:
@@ -92,8 +133,20 @@ def _model(
     kind: ModuleType, values: Mapping[str, Any], directory: Path, problems: Problems
 ) -> tuple[GPTConfig | None, dict[str, torch.Tensor]]:
     weights = _read_weights(directory)
+    # Before anything is made by these sizes: one absurd number would take all memory, or hours.
+    limit = max(LEAST_LIMIT, sum(tensor.numel() for tensor in weights.values()))
+    absurd = [f"{name} {value}" for name, value in values.items() if isinstance(value, int) and abs(value) > limit]
+    absurd += [
+        f"{name} {value} with {len(weights)} weights"
+        for name in ("n_layer", "num_hidden_layers")
+        if isinstance(value := values.get(name), int) and value > len(weights)
+    ]
+    if absurd:
+        problems.add(f"config.json says {', '.join(absurd)}, which cannot be")
+        return None, {}
     try:
-        config = kind.from_config(values)
+        with _unexpected(directory / "config.json"):
+            config = kind.from_config(values)
     except ConfigError as error:
         problems.add(error.what, hint=error.hint)
         return None, {}
@@ -113,8 +166,8 @@ def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
     index = directory / f"{MODEL_FILE}.index.json"
     names = [MODEL_FILE]
     if index.is_file():
-        named = _read_json(index).get("weight_map") or {}
-        names = sorted({Path(str(name)).name for name in named.values()})
+        with _unexpected(index):
+            names = sorted({Path(name).name for name in _read_json(index)["weight_map"].values()})
     elif not (directory / MODEL_FILE).is_file():
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
         if pickles:

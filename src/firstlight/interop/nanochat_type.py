@@ -105,6 +105,8 @@ def from_config(values: Mapping[str, Any]) -> GPTConfig:
         if values.get(name, wanted) != wanted:
             problems.add(f"{name} is {values[name]!r}, and a model here has {wanted!r}")
     sizes = sizes_from(values, problems, MODEL_TYPE)
+    if type(values.get("intermediate_size", 1)) is not int:
+        problems.add(f"intermediate_size is {values['intermediate_size']!r}, not a whole number")
     problems.raise_if_any()
     width = values.get("intermediate_size", 4 * sizes["n_embd"])
     return GPTConfig(
@@ -124,7 +126,7 @@ def sizes_from(values: Mapping[str, Any], problems: Problems, model_type: str) -
     found: dict[str, Any] = {}
     for ours, theirs in SIZES.items():
         found[ours] = values.get(theirs)
-        if not isinstance(found[ours], int):
+        if type(found[ours]) is not int:  # True is an int to isinstance
             problems.add(f"{model_type}: {theirs} is {found[ours]!r}, not a whole number")
     found["n_kv_head"] = values.get("num_key_value_heads") or found["n_head"]
     found["rope_base"] = float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0)

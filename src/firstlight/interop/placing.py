@@ -27,7 +27,7 @@ def check_folder(directory: Path, *, overwrite: bool, is_ours: Callable[[Path], 
     if not is_ours(directory):
         raise ConfigError(
             f"--overwrite would delete {directory}, which is not an exported model",
-            hint="name another folder: only a folder with config.json and model.safetensors is replaced",
+            hint="name another folder: only one that firstlight export wrote is replaced",
         )
 
 

@@ -121,7 +121,7 @@ def from_config(values: Mapping[str, Any]) -> GPTConfig:
         problems.add(
             f"{heads} heads of {values.get('head_dim', 128)} are not the width {values.get('hidden_size')}, as here"
         )
-    if not isinstance(values.get("intermediate_size"), int):
+    if type(values.get("intermediate_size")) is not int:
         problems.add(f"intermediate_size is {values.get('intermediate_size')!r}, not a whole number")
     problems.raise_if_any()
     return GPTConfig(**sizes, softcap=0.0, mlp="swiglu", mlp_width=values["intermediate_size"], embed_norm=False)

@@ -86,8 +86,11 @@ def import_hf(directory: Path, name: str, *, runs_dir: Path) -> tuple[Path, int,
     imported = read_hf(directory)
     with torch.device("meta"):
         model = GPT(imported.config)
+    what = f"the model in {directory}"
+    # A look at names and shapes that takes no memory, then the numbers.
+    load_into(dict(model.named_parameters()), imported.weights, what=what)
     model = model.to_empty(device="cpu")
-    load_into(dict(model.named_parameters()), imported.weights, what=f"the model in {directory}")
+    load_into(dict(model.named_parameters()), imported.weights, what=what)
     step = int(imported.origin.get("step") or 0)
     run_dir = new_run_dir(runs_dir, name)
     try:
@@ -118,6 +121,7 @@ def origin_of(loaded: LoadedRun) -> dict[str, Any]:
         "recipe": record.recipe,
         "step": loaded.step,
         "data": settings.get("data") if isinstance(settings, Mapping) else None,
+        "val": record.config.get("val"),
         "data_hash": record.data_hash,
         "val_hash": record.val_hash,
         "tokenizer_hash": loaded.tokenizer.content_hash,

@@ -25,13 +25,23 @@ PLANNED_FOR_MACHINE = ("device_batch_size", "eval_every", "sample_every", "save_
 
 
 def previous_record(settings: BaseSettings, runs_dir: Path) -> records.RunRecord | None:
-    """Record of the run to resume, or None where it has not begun. Raises ConfigError where its name is not given."""
+    """Record of the run to resume, or None where it has not begun. Raises ConfigError where its name is not given, or is that
+    of an imported model.
+    """
     if settings.run is None:
         raise ConfigError(
             "--resume needs the name of the run", hint="give --run NAME; `firstlight runs list` shows them"
         )
     run_dir = runs_dir / settings.run
-    return records.read_run(run_dir) if (run_dir / records.RECORD_FILE).exists() else None
+    if not (run_dir / records.RECORD_FILE).exists():
+        return None
+    record = records.read_run(run_dir)
+    if record.recipe == "import":
+        raise ConfigError(
+            f"--resume: {settings.run} is an imported model, which has no optimizer state and no data to go on with",
+            hint="it can be sampled, scored and exported; train a run of another name",
+        )
+    return record
 
 
 def check_all_see(previous: records.RunRecord | None, settings: BaseSettings, runs_dir: Path, control: Channel) -> None:

@@ -63,6 +63,11 @@ def explain_run(
     loaded = load_for_inference(run, runtime, checkpoint=checkpoint, report=report)
     record, config = loaded.record, loaded.model.config
     plan = record.config.get("plan")
+    if record.recipe == "import":
+        raise CheckpointError(
+            f"{record.name} is an imported model: how it was trained is not known here, and most of an explanation is about that",
+            hint="explain the run that it was exported from, or a --depth",
+        )
     missing = [name for name in PLAN_NUMBERS if not isinstance(plan, dict) or name not in plan]
     if not isinstance(plan, dict) or missing:
         raise CheckpointError(
