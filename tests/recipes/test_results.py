@@ -64,7 +64,9 @@ def test_one_table_a_set_of_documents_the_best_first(tmp_path):
     assert text.index("| elsewhere |") < text.index("| better |") < text.index("| worse |")
     row = next(line for line in text.splitlines() if line.startswith("| worse |"))
     assert row.startswith("| worse | 2 | - | matrix_lr 0.005, seed 1 | 2.")
-    assert row.endswith("± 0.0200 | 200 | 256 | 100 | 100K | 1.00e11 | 2 min 00 s | a CPU, 2 threads, fp32 | cccccccccc |")
+    assert row.endswith(
+        "± 0.0200 | 200 | 256 | 100 | 100K | 1.00e11 | 2 min 00 s | a CPU, 2 threads, fp32 | cccccccccc |"
+    )
 
 
 def test_a_curve_is_short_and_on_short_lines(tmp_path):
@@ -86,3 +88,23 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "x.json").write_text('{"kind": "something"}')
     with pytest.raises(DataError, match=r"x\.json is no published run"):
         read_published(tmp_path)
+
+
+def test_a_run_does_not_take_the_place_of_another_ones_file(tmp_path):
+    first, second = make_run(tmp_path / "here", "a"), make_run(tmp_path / "there", "a", bpb=1.5)
+    with pytest.raises(ConfigError, match="two runs are called a"):
+        publish([first, second], tmp_path / "lab")
+    publish([first], tmp_path / "lab")
+    kept = (tmp_path / "lab" / "runs" / "a.json").read_bytes()
+    with pytest.raises(ConfigError, match="two runs are called a"):
+        publish([second], tmp_path / "lab")
+    assert (tmp_path / "lab" / "runs" / "a.json").read_bytes() == kept
+
+
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path):
+    run_dir = make_run(tmp_path / "runs", "a")
+    values = json.loads((run_dir / "run.json").read_text())
+    (run_dir / "run.json").write_text(json.dumps(values | {"name": "../../outside"}))
+    with pytest.raises(ConfigError, match="no name for a file"):
+        publish([run_dir], tmp_path / "lab")
+    assert not (tmp_path / "outside.json").exists()

@@ -31,6 +31,8 @@ from firstlight.runtime.metrics import strict_json
 SCHEMA = 1
 STATUSES = ("running", "done", "stopped", "failed")
 RECORD_FILE = "run.json"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Names of runs, which are names of folders."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def new_run_dir(runs_dir: Path, name: str | None, *, prefix: str = "run") -> Pat
     Two processes that ask at the same time get different folders. An empty folder of that name is used.
     Raises ConfigError for a name that is taken or cannot be a folder's, and where the folder cannot be made.
     """
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+    if name is not None and not NAME_PATTERN.fullmatch(name):
         raise ConfigError(
             f"--run {name!r} cannot be the name of a run",
             hint="use letters, digits, '.', '_' and '-' (at most 100, a letter or digit first), for example d4-wikipedia",

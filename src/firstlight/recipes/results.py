@@ -16,10 +16,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from firstlight.errors import ConfigError, DataError
+from firstlight.errors import ConfigError, DataError, Problems
 from firstlight.recipes.compare_groups import NEUTRAL
 from firstlight.recipes.compare_words import show_flops
-from firstlight.recipes.record import RunRecord, read_run
+from firstlight.recipes.record import NAME_PATTERN, RunRecord, read_run
 from firstlight.recipes.report_svg import smooth, thin
 from firstlight.recipes.settings import HORIZONS, BaseSettings
 from firstlight.runtime.console import format_count, format_duration
@@ -88,6 +88,7 @@ def publish(run_dirs: Sequence[Path], lab_dir: Path) -> list[Path]:
     """
     made = [published(run_dir) for run_dir in run_dirs]
     folder = lab_dir / "runs"
+    _check_names(made, folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for one in made:
@@ -97,6 +98,22 @@ def publish(run_dirs: Sequence[Path], lab_dir: Path) -> list[Path]:
         paths.append(_write(folder / f"{one['record']['name']}.json", text + "\n"))
     paths.append(_write(lab_dir / RESULTS_FILE, render_results(read_published(folder))))
     return paths
+
+
+def _check_names(made: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Raise ConfigError where a file would take the place of another run's, or lie elsewhere."""
+    problems = Problems()
+    before = {record.name: record.created_unix_s for record in read_published(folder)}
+    for one in made:
+        name, created = one["record"]["name"], one["record"]["created_unix_s"]
+        if not NAME_PATTERN.fullmatch(str(name)):
+            problems.add(f"the run that calls itself {name!r} in its run.json has no name for a file")
+        elif before.setdefault(name, created) != created:
+            problems.add(
+                f"two runs are called {name}, and {folder / name}.json can be of one",
+                hint="publish a copy with another name in its run.json, or remove that file",
+            )
+    problems.raise_if_any()
 
 
 def read_published(folder: Path) -> list[RunRecord]:
