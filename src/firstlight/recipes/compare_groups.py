@@ -20,7 +20,7 @@ from firstlight.recipes.settings import BaseSettings
 
 NEUTRAL = frozenset({
     "run", "resume", "seed", "device_batch_size", "eval_every", "eval_documents", "final_documents", "eval_budget_s",
-    "sample_every", "sample_budget_s", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile", "activation_checkpointing", "threads", "workers", "async_save",
+    "sample_every", "sample_budget_s", "core_every", "core_max_per_task", "core_bundle", "core_budget_s", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile", "activation_checkpointing", "threads", "workers", "async_save",
     "hang_timeout", "check_replicas_every", "shard_weights",
 })  # fmt: skip
 """Settings that leave the mathematics of a run alone: the seed, when and how it reports, and in what order it sums. Not the
@@ -138,7 +138,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
         if name not in RESOLVED and name not in ("run", "resume")
     }
     plan = flatten(config.get("plan", {}))
-    others = {k: v for k, v in config.items() if k not in ("settings", "model", "plan", "val")}
+    others = {k: v for k, v in config.items() if k not in ("settings", "model", "plan", "val", "origin")}
     facts = {
         **others,
         **settings,
