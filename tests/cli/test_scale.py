@@ -76,18 +76,18 @@ def test_mistakes_are_told_with_exit_code_2(texts, capsys, flags, words) -> None
     assert words in capsys.readouterr().err
 
 
-def test_a_study_of_cells_that_are_done_is_drawn_again(texts, tmp_path, capsys) -> None:
+def test_a_study_of_cells_that_are_done_is_drawn_again(texts, tmp_path, capsys, monkeypatch) -> None:
     from firstlight.recipes import record as records
     from firstlight.recipes.scale import study as studies
 
-    main.run(["scale", "--data", str(texts), "--depths", "1,2,3", "--flops", "4e10,1.2e11", "--dry-run", "--json", *TINY])
+    main.run(["scale", "--data", str(texts), "--depths", "1,2,3", "--flops", "4e10", "--dry-run", "--json", *TINY])
     plan = json.loads(capsys.readouterr().out)
     del plan["expected_s"]
     runs = tmp_path / "runs"
     studies.write_json((runs / "scaling").mkdir(parents=True) or runs / "scaling" / "scale.json", plan)
     for cell in plan["cells"]:
-        # A bowl over the depths, lower with more compute.
-        bpb = 2.5 + 0.1 * abs(cell["depth"] - 2) - 0.2 * cell["budget"]
+        # A bowl over the depths; three points fix a parabola and no surface.
+        bpb = 2.5 + 0.1 * abs(cell["depth"] - 2)
         final = {"val_bpb": bpb, "val_bpb_stderr": 0.01, "tokens": cell["batch_tokens"] * cell["num_steps"]}
         record = records.new_record(cell["run"], status="done", final=final, val_hash="v", tokenizer_hash="t")
         records.write_run(records.new_run_dir(runs, cell["run"]), record)
@@ -95,10 +95,15 @@ def test_a_study_of_cells_that_are_done_is_drawn_again(texts, tmp_path, capsys) 
     found = json.loads(capsys.readouterr().out)
     assert found["status"] == "done"
     assert found["fit"]["seed_noise"] == 0.01
-    assert len(found["fit"]["budgets"]) == 2
+    assert len(found["fit"]["budgets"]) == 1
     assert (runs / "scaling" / "report.html").exists()
     assert main.run(["scale", "--page-only"]) == 0
     assert "compute-optimal tokens per parameter" in capsys.readouterr().out
+    # A study that is elsewhere has its cells there.
+    monkeypatch.setenv("FIRSTLIGHT_RUNS", str(tmp_path / "others"))
+    assert main.run(["scale", "--name", str(runs / "scaling"), "--resume"]) == 2
+    assert "is not in the folder of the runs" in capsys.readouterr().err
+    monkeypatch.setenv("FIRSTLIGHT_RUNS", str(runs))
     # The same name again is another study.
     assert main.run(["scale", "--data", str(texts), "--depths", "1,2", "--flops", "4e10,1.2e11", *TINY]) == 2
     assert "there is a study of that name" in capsys.readouterr().err

@@ -131,6 +131,11 @@ def scale(
             found = replace(found, seed_noise=seed_noise)
         if threads is not None:
             found = replace(found, common=replace(found.common, threads=threads))
+        if resume and folder.resolve().parent != runs_dir.resolve():
+            raise ConfigError(
+                f"--resume: the study {folder} is not in the folder of the runs, {runs_dir}",
+                hint=f"set FIRSTLIGHT_RUNS={folder.resolve().parent}, where its cells are",
+            )
         if page_only:
             results = running.write_results(found, folder.parent, study_dir=folder)
         else:
@@ -143,13 +148,13 @@ def scale(
             if json:
                 Console().json({**to_dict(planned), "expected_s": planned.expected_s})
             return
-        study.begin(runs_dir, planned)
+        folder = study.begin(runs_dir, planned)
         results = running.run_study(planned, runs_dir=runs_dir, console=console, started_s=started_s)
     if json:
         Console().json(to_json(results))
         return
     running.say_results(results, console)
-    console.say(f"page: {runs_dir / name / study.REPORT_FILE}")
+    console.say(f"page: {folder / study.REPORT_FILE}")
 
 
 def numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> tuple[Any, ...] | None:

@@ -57,3 +57,9 @@ def test_a_best_size_at_the_end_of_the_sizes_is_doubted_in_the_headline(make_res
     assert found is None or found.edge == "smallest"
     if found is not None:
         assert "a range, not a value" in headline(again)[1]
+
+
+def test_noise_of_zero_has_no_multiples(make_results) -> None:
+    results = make_results(shifts=(0.05, 0.0, -0.05))
+    fit = replace(results.fit, seed_noise=0.0)
+    assert "times the noise" not in " ".join(read_study_in_words(replace(results, fit=fit)))

@@ -62,12 +62,17 @@ def test_scores_by_document_are_drawn_together(make_results, tmp_path) -> None:
         )  # fmt: skip
         path = scores_path(tmp_path / "runs" / outcome.cell.run, step=5, val_hash=header["val_hash"])
         write_document_scores(path, scores)
-    found = results_of(results.study, results.outcomes, tmp_path / "runs", num_draws=100)
+    outcomes = [replace(outcome, val_hash=header["val_hash"]) for outcome in results.outcomes]
+    # A later score of a cell on another text is not taken for it.
+    scores = replace(scores, header=header | {"step": 6, "val_hash": "cd" * 32}, num_bytes=num_bytes + 1)
+    cell_dir = tmp_path / "runs" / outcomes[0].cell.run
+    write_document_scores(scores_path(cell_dir, step=6, val_hash="cd" * 32), scores)
+    found = results_of(results.study, outcomes, tmp_path / "runs", num_draws=100)
     assert "drawn again" in found.fit.documents
     other = tmp_path / "runs" / results.outcomes[3].cell.run / "scores"
     for path in other.iterdir():
         path.unlink()
-    found = results_of(results.study, results.outcomes, tmp_path / "runs", num_draws=100)
+    found = results_of(results.study, outcomes, tmp_path / "runs", num_draws=100)
     assert "too wide" in found.fit.documents
 
 

@@ -74,7 +74,7 @@ def read_study_in_words(results: StudyResults) -> list[str]:
             f"The surface through all cells gives a = {fit.surface.params_exponent.describe('.2f')} and a floor of "
             f"E = {fit.surface.E.describe('.2f')} bits per byte; its largest miss is {_largest_miss(fit):.4f}."
         )
-        if _largest_miss(fit) > MISFIT * fit.seed_noise:
+        if 0 < MISFIT * fit.seed_noise < _largest_miss(fit):
             sentences.append(
                 f"That is {_largest_miss(fit) / fit.seed_noise:.0f} times the noise between seeds: these cells do not lie on a "
                 "surface of this form, and its numbers are not to be trusted. Cells of few steps are the usual cause."

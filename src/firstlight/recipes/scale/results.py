@@ -81,10 +81,12 @@ def _shifts(groups: Sequence[Sequence[Outcome]], runs_dir: Path, *, num_draws: i
     for group in groups:
         nats = []
         for outcome in group:
-            paths = find_document_scores(runs_dir / outcome.cell.run)
-            if not paths:
+            # A cell may have been scored on another text since.
+            found = [read_document_scores(path) for path in find_document_scores(runs_dir / outcome.cell.run)]
+            found = [one for one in found if one.header.get("val_hash") == outcome.val_hash]
+            if not found:
                 return None
-            scores = read_document_scores(paths[-1])
+            scores = found[-1]
             if not np.all(np.isfinite(scores.nats)) or (
                 num_bytes is not None and not np.array_equal(num_bytes, scores.num_bytes)
             ):
