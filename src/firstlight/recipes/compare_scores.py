@@ -210,9 +210,10 @@ def _not_comparable(every: Sequence[RunScore]) -> tuple[str, str] | None:
                 f"firstlight eval bpb {longer.run.name} --max-seq-len {shorter.max_seq_len}",
             )
         if one.num_documents != first.num_documents:
-            fewer = a if (first.num_documents or 0) < (one.num_documents or 0) else b
+            # With the scores by document of both, the first documents of each would have been taken.
+            lacking = [each.run.name for each in (first, one) if each.scores is None]
             return (
                 f"{a.name} was scored on {first.num_documents} documents of the set and {b.name} on {one.num_documents}",
-                f"firstlight eval bpb {fewer.name}",
+                " && ".join(f"firstlight eval bpb {name}" for name in lacking),
             )
     return None
