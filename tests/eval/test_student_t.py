@@ -46,5 +46,5 @@ def test_the_two_functions_are_inverse():
 
 @pytest.mark.parametrize(("prob", "df"), [(0.0, 3), (1.0, 3), (0.5, 0), (0.5, math.nan), (1.2, 3)])
 def test_what_cannot_be_is_refused(prob, df):
-    with pytest.raises(ValueError, match="degrees of freedom|probability"):
+    with pytest.raises(ValueError, match=r"degrees of freedom|probability"):
         t_quantile(prob, df)
