@@ -81,6 +81,10 @@ def test_an_import_says_what_it_cannot(
     assert "mine, which it was exported from, had --data builtin --val hash:0.01" in capsys.readouterr().err.replace(
         "\n  ", " "
     )
+    (tmp_path / "out" / "firstlight.json").unlink()
+    import_hf(tmp_path / "out", "foreign", runs_dir=runs)
+    assert run(["eval", "bpb", "foreign", "--device", "cpu"]) == 2
+    assert "give --data and --val\n" in capsys.readouterr().err
     assert run(["explain", "again", "--device", "cpu"]) != 0
     assert "is an imported model" in capsys.readouterr().err
 

@@ -108,3 +108,12 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no name for a file"):
         publish([run_dir], tmp_path / "lab")
     assert not (tmp_path / "outside.json").exists()
+
+
+def test_a_text_that_is_not_unicode_is_published(tmp_path):
+    run_dir = make_run(tmp_path / "runs", "a")
+    values = json.loads((run_dir / "run.json").read_text())
+    # What a path that is not UTF-8 becomes in a record.
+    (run_dir / "run.json").write_text(json.dumps(values | {"notes": ["read b\udcff.txt"]}))
+    (path, _) = publish([run_dir], tmp_path / "lab")
+    assert json.loads(path.read_text())["record"]["notes"] == ["read b?.txt"]

@@ -283,10 +283,13 @@ def _own_data(record: RunRecord) -> str:
         return name
     origin = record.config.get("origin")
     origin = origin if isinstance(origin, dict) else {}
-    was = f"; {origin['run']}, which it was exported from, had --data {origin['data']} --val {origin.get('val') or 'last'}"
+    was = ""
+    if origin.get("run") and origin.get("data"):
+        was = f"; {origin['run']}, which it was exported from, had --data {origin['data']}"
+        was += f" --val {origin['val']}" if origin.get("val") else ""
     raise ConfigError(
         f"{record.name} does not say what it was trained on (recipe {record.recipe}), so the text to score must be named",
-        hint="give --data and --val" + (was if origin.get("run") and origin.get("data") else ""),
+        hint=f"give --data and --val{was}",
     )
 
 

@@ -9,7 +9,6 @@ lab/runs alone, so anybody can make it again and a test does.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -20,6 +19,7 @@ from firstlight.errors import ConfigError, DataError, Problems
 from firstlight.recipes.compare_groups import NEUTRAL
 from firstlight.recipes.compare_words import show_flops
 from firstlight.recipes.record import NAME_PATTERN, RunRecord, read_run
+from firstlight.recipes.report import write_page
 from firstlight.recipes.report_svg import smooth, thin
 from firstlight.recipes.settings import HORIZONS, BaseSettings
 from firstlight.runtime.console import format_count, format_duration
@@ -95,9 +95,10 @@ def publish(run_dirs: Sequence[Path], lab_dir: Path) -> list[Path]:
         text = json.dumps(one, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
         # A point of a curve to a line.
         text = re.sub(r"\[\s+([-\d.e+]+|null),\s+([-\d.e+]+|null)(?:,\s+([-\d.e+]+|null))?\s+\]", _joined, text)
-        paths.append(_write(folder / f"{one['record']['name']}.json", text + "\n"))
-    paths.append(_write(lab_dir / RESULTS_FILE, render_results(read_published(folder))))
-    return paths
+        paths.append(folder / f"{one['record']['name']}.json")
+        write_page(paths[-1], text + "\n")
+    write_page(lab_dir / RESULTS_FILE, render_results(read_published(folder)))
+    return [*paths, lab_dir / RESULTS_FILE]
 
 
 def _check_names(made: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -222,10 +223,3 @@ def _cell(value: str) -> str:
 
 def _joined(match: re.Match[str]) -> str:
     return f"[{', '.join(part for part in match.groups() if part is not None)}]"
-
-
-def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path

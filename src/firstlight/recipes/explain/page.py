@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from firstlight.errors import ConfigError
+from firstlight.recipes import report
 from firstlight.recipes.explain.drawing import esc
 from firstlight.recipes.explain.facts import Facts
 from firstlight.recipes.explain.sections_data import batch_section, text_section
@@ -115,10 +115,8 @@ section.stage a{color:var(--indigo)}
 
 def write_page(facts: Facts, path: Path) -> Path:
     """Write the page in one move; returns its path. Raises ConfigError where it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(render_page(facts), encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
+        report.write_page(path, render_page(facts))
     except OSError as error:
         raise ConfigError(
             f"--page {path} cannot be written: {error.strerror or error}",

@@ -5,15 +5,15 @@ Like a run's page: no request, no script, light and dark, readable on a phone. E
 
 from __future__ import annotations
 
-import html
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from firstlight.recipes import report
+from firstlight.recipes.report import shown_text
 from firstlight.recipes.report_style import LOGO, PAGE_CSS
 from firstlight.recipes.scale.charts import Curve, Mark, Plot, Span, draw_plot, hue
 from firstlight.recipes.scale.fit import BudgetFit, StudyFit
@@ -35,9 +35,7 @@ CURVE_POINTS = 80
 
 def write_page(path: Path, results: StudyResults) -> Path:
     """Write the page in one move; returns its path. Raises OSError."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(render_page(results), encoding="utf-8", errors="replace")
-    os.replace(temporary, path)
+    report.write_page(path, render_page(results))
     return path
 
 
@@ -58,14 +56,14 @@ def render_page(results: StudyResults) -> str:
         figures = (
             '<section class="charts" aria-label="Curves">' + "".join(_figure(p) for p in plots if p) + "</section>"
         )
-    reading = "".join(f"<p>{_text(sentence)}</p>" for sentence in read_study_in_words(results))
+    reading = "".join(f"<p>{shown_text(sentence)}</p>" for sentence in read_study_in_words(results))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{_text(study.name)} · scaling study · firstlight</title><style>{PAGE_CSS}{STUDY_CSS}</style></head><body>"
-        f'<div class="dawn"></div><header><div class="top">{LOGO}<h1>{_text(study.name)}</h1>'
-        f'<span class="pill {status}">{shown}</span></div><p class="sub">Scaling study · {_text(" · ".join(sub))}</p></header>'
+        f"<title>{shown_text(study.name)} · scaling study · firstlight</title><style>{PAGE_CSS}{STUDY_CSS}</style></head><body>"
+        f'<div class="dawn"></div><header><div class="top">{LOGO}<h1>{shown_text(study.name)}</h1>'
+        f'<span class="pill {status}">{shown}</span></div><p class="sub">Scaling study · {shown_text(" · ".join(sub))}</p></header>'
         f'<main><section class="verdict" aria-label="Results">{_score_card(results)}{_tiles(fit)}</section>{figures}'
         f'<h2>What it says</h2><div class="card reading">{reading}</div>'
         + ("" if fit is None else _budget_table(fit) + _surface_table(fit))
@@ -222,7 +220,7 @@ def _score_card(results: StudyResults) -> str:
     big, words = headline(results)
     return (
         '<div class="card score"><p class="what">Compute-optimal tokens per parameter</p>'
-        f'<div class="value words">{_text(big)}</div><p>{_text(words)}</p></div>'
+        f'<div class="value words">{shown_text(big)}</div><p>{shown_text(words)}</p></div>'
     )
 
 
@@ -274,7 +272,7 @@ def _surface_table(fit: StudyFit) -> str:
     ]  # fmt: skip
     constants = ", ".join(f"{name} = {getattr(found, name).describe()}" for name in ("E", "A", "alpha", "B", "beta"))
     return (
-        f'<h2>The surface L(N, D) = E + A / N^alpha + B / D^beta</h2><p class="hint">{_text(constants)}</p>'
+        f'<h2>The surface L(N, D) = E + A / N^alpha + B / D^beta</h2><p class="hint">{shown_text(constants)}</p>'
         + _table(["FLOPs", "N", "tokens", "measured", "surface", "difference"], rows)
     )
 
@@ -304,13 +302,13 @@ def _notes(results: StudyResults) -> str:
     notes = list(results.study.notes)
     if results.fit is not None:
         notes += results.fit.notes
-    items = "".join(f"<li>{_text(note)}</li>" for note in notes)
+    items = "".join(f"<li>{shown_text(note)}</li>" for note in notes)
     return f'<h2>Choices and doubts</h2><div class="card reading"><ul class="notes">{items}</ul></div>' if items else ""
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in heads)
-    body = "".join("<tr>" + "".join(f"<td>{_text(value)}</td>" for value in row) + "</tr>" for row in rows)
+    head = "".join(f'<th scope="col">{shown_text(name)}</th>' for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{shown_text(value)}</td>" for value in row) + "</tr>" for row in rows)
     return f'<div class="card scroll"><table class="grid-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -325,9 +323,3 @@ def _shown(interval: Interval) -> str:
 
 def _mean_flops(fit: StudyFit, budget: int) -> float:
     return math.exp(np.mean([math.log(p.flops) for p in fit.points if p.budget == budget]))
-
-
-def _text(value: object) -> str:
-    """Escaped for HTML; control characters, which it may not hold, become U+FFFD."""
-    visible = "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in str(value))
-    return html.escape(visible.encode("utf-8", "replace").decode("utf-8"), quote=True)
