@@ -24,6 +24,8 @@ TINY = [
 def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FIRSTLIGHT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("FIRSTLIGHT_CACHE", str(tmp_path / "cache"))
+    # Whole seconds of measuring are for plans that somebody waits for.
+    monkeypatch.setattr("firstlight.recipes.scale.speeds.MEASURE_S", 0.02)
     folder = tmp_path / "texts"
     folder.mkdir()
     for name in ("a", "b"):
@@ -110,9 +112,10 @@ def test_a_study_of_cells_that_are_done_is_drawn_again(texts, tmp_path, capsys, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_study_that_is_told_to_end_saves_its_cell_and_goes_on(texts, tmp_path) -> None:
     command = [sys.executable, "-m", "firstlight", "scale", "--name", "k"]
-    begin = ["--data", str(texts), "--depths", "1,2", "--flops", "4e11", *TINY]
+    begin = ["--data", str(texts), "--depths", "1,2", "--flops", "8e10", *TINY]
     first = subprocess.Popen(
         [*command, *begin], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
     )
@@ -123,7 +126,7 @@ def test_a_study_that_is_told_to_end_saves_its_cell_and_goes_on(texts, tmp_path)
         and time.monotonic() < deadline
         and first.poll() is None
     ):
-        time.sleep(0.2)
+        time.sleep(0.05)
     first.send_signal(signal.SIGTERM)
     said, _ = first.communicate(timeout=240)
     assert first.returncode == 130, said

@@ -10,7 +10,7 @@ import pytest
 
 from firstlight.errors import ConfigError, FirstlightError, Interrupted
 from firstlight.recipes import record as records
-from firstlight.recipes.scale import grid, planning, running, study
+from firstlight.recipes.scale import grid, planning, running, speeds, study
 from firstlight.recipes.scale.planning import Request
 from firstlight.runtime.console import Console
 from firstlight.runtime.metrics import read_metrics
@@ -21,6 +21,7 @@ from firstlight.train.trainer import Trainer
 def tiny(tiny_corpus, own_folders, monkeypatch):
     """A plan of two sizes and two budgets, of 6 to 72 steps. Cells run in this process: it has torch already."""
     monkeypatch.setattr(grid, "FEWEST_STEPS", 5)
+    monkeypatch.setattr(speeds, "MEASURE_S", 0.02)
     request = Request(
         name="s", data=str(tiny_corpus), val="last", depths=(1, 2), flops=(2e9, 4e9), vocab_size=300,
         max_seq_len=32, total_batch_size=128, val_documents=30, threads=1, device="cpu", dtype="fp32", compile="off",
