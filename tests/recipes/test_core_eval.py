@@ -17,7 +17,7 @@ from tiny_core import make_bundle
 from firstlight.errors import DataError
 from firstlight.eval.core.bundle import read_bundle
 from firstlight.eval.core.scorer import Request, Scored
-from firstlight.recipes.core_eval import Subject, run_core, weights_hash
+from firstlight.recipes.core_eval import DecisionLog, Subject, run_core, weights_hash
 from firstlight.runtime.context import Runtime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,3 +154,25 @@ def test_the_hash_of_weights_is_the_files(tmp_path: Path):
     save_checkpoint(tmp_path, step=1, model=model, optimizer=NoOptimizer(), state={"step": 1})
     [file] = tmp_path.rglob("model.safetensors")
     assert weights_hash(file.parent) == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_two_evaluations_at_once_add_to_one_file_and_lose_nothing(tmp_path: Path):
+    def record(task: str, index: int) -> dict:
+        return {"task": task, "index": index, "correct": True, "choice": 0, "margin": 0.5, "marks": [], "seconds": 0.1}
+
+    path, facts = tmp_path / "key.jsonl", {"weights_hash": "w"}
+    one, two = DecisionLog(path, facts), DecisionLog(path, facts)
+    assert (one.open(fresh=False), two.open(fresh=False)) == ([], [])
+    for i in range(3):
+        one.append([record("one", i)])
+        two.append([record("two", i), record("two", 10 + i)])
+    one.close()
+    two.close()
+    # As two that began at the same moment leave it.
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *lines]) + "\n")
+    found = DecisionLog(path, facts).open(fresh=False)
+    assert len(found) == 9
+    assert sorted((r["task"], r["index"]) for r in found) == sorted(
+        [("one", i) for i in range(3)] + [("two", i) for i in (0, 1, 2, 10, 11, 12)]
+    )

@@ -121,13 +121,19 @@ def run_core(
     if runtime.is_main:
         text = json.dumps({**facts, **result.to_dict()}, indent=1) + "\n"
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
     return result, facts
 
 
 class DecisionLog:
-    """Decisions in a file: a header line with what decides them, then one JSON object a line. Used by one process."""
+    """Decisions in a file: a header line with what decides them, then one JSON object a line.
+
+    Two evaluations may append to the same file, for instance of other tasks: each adds whole lines at its end.
+    """
 
     def __init__(self, path: Path, facts: dict[str, Any], *, report: Callable[[str], None] | None = None) -> None:
         self.path = path
@@ -147,9 +153,9 @@ class DecisionLog:
             keep = 0
             if self.path.exists() and not fresh:
                 found, keep = self._read()
-            self._file = self.path.open("r+b" if keep else "wb")
-            self._file.truncate(keep)
-            self._file.seek(keep)
+            self._file = self.path.open("ab", buffering=0)
+            if self.path.stat().st_size > keep:
+                self._file.truncate(keep)
             if not keep:
                 self._write([self._header])
         except OSError as error:
@@ -173,8 +179,10 @@ class DecisionLog:
             self._file = None
 
     def _write(self, records: list[Any]) -> None:
-        self._file.write("".join(json.dumps(record) + "\n" for record in records).encode())
-        self._file.flush()
+        rest = memoryview("".join(json.dumps(record) + "\n" for record in records).encode())
+        while rest:
+            # A raw write may take part of it when the disk is nearly full.
+            rest = rest[self._file.write(rest) :]
 
     def _read(self) -> tuple[list[Record], int]:
         """Whole records, and the bytes that they and the header take."""
@@ -190,9 +198,10 @@ class DecisionLog:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-                if number == 1:
-                    if record != self._header:
-                        raise DataError(f"{self.path} is of another evaluation than its name says", hint=hint)
+                if number == 1 and record != self._header:
+                    raise DataError(f"{self.path} is of another evaluation than its name says", hint=hint)
+                # Two evaluations that began at the same moment have both written it.
+                if record == self._header:
                     continue
                 if not (isinstance(record["index"], int) and isinstance(record["correct"], bool)):
                     raise ValueError("index and correct")

@@ -115,6 +115,16 @@ def test_a_wish_to_stop_keeps_what_was_done_before(tmp_path: Path):
     assert len(records) == 12
 
 
+def test_a_wish_to_stop_behind_the_last_example_loses_nothing(tmp_path: Path):
+    path = make_bundle(tmp_path / "b")
+    done: list[int] = []
+    result = evaluate_core(
+        HashScorer(), encode, BOS, read_bundle(path), runtime=cpu(), tasks=["finish"],
+        on_records=lambda records: done.append(len(records)), should_stop=lambda: True,
+    )  # fmt: skip
+    assert sum(done) == result.tasks[0].num_examples
+
+
 def test_malformed_data_of_any_task_is_found_before_anything_is_scored(tmp_path: Path):
     path = make_bundle(tmp_path / "b")
     (path / "eval_data/b/finish.jsonl").write_text('{"context": 1}\n')
@@ -151,6 +161,25 @@ def one_fails(runtime: Runtime, path: Path, how: str) -> tuple[str, str]:
     except (DataError, Dropped) as error:
         return type(error).__name__, str(error)
     return "nothing", ""
+
+
+def cannot_keep(runtime: Runtime, path: Path) -> tuple[str, str]:
+    def refuse(records: list[dict]) -> None:
+        raise DataError("the disk is full")
+
+    try:
+        evaluate_core(HashScorer(), encode, BOS, read_bundle(path), runtime=runtime, on_records=refuse)
+    except DataError as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+def test_decisions_that_cannot_be_kept_end_it_on_all(tmp_path: Path):
+    path = make_bundle(tmp_path / "b")
+    assert run_ranks(cannot_keep, 2, path) == [
+        ("DataError", "the disk is full"),
+        ("DataError", "rank 0: the disk is full"),
+    ]
 
 
 def test_an_error_or_a_wish_to_stop_on_one_process_ends_it_on_all(tmp_path: Path):

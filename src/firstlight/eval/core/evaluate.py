@@ -53,7 +53,7 @@ def evaluate_core(
     tasks: labels; None is all. Texts longer than ``scorer.max_seq_len`` lose their beginning, which is counted.
     done: records of an earlier run with the same model, bundle and settings (the first process's count).
     on_records: told of new records on the first process, in the order in which they are to be kept.
-    progress: called with (examples done, examples in all, task). should_stop: looked at after each slab.
+    progress: called with (examples done, examples in all, task). should_stop: looked at after each slab but the last.
 
     Raises DataError for malformed data, ConfigError for an unknown task, `Dropped` on all processes after ``should_stop``;
     what one process raises ends the evaluation on all.
@@ -70,6 +70,14 @@ def evaluate_core(
                 read[place] = read_examples(task)
             examples[task.label] = ordered(read[place], max_per_task=max_per_task)
         return list(done) if runtime.is_main else []
+
+    refused: list[Exception] = []
+
+    def check_kept() -> list[Record]:
+        # What the first process could not keep ends the evaluation on all of them, at their next exchange.
+        if refused:
+            raise refused[0]
+        return []
 
     everyone, _ = _all_do(runtime, prepare, should_stop=None)
     found: dict[str, dict[int, Record]] = {task.label: {} for task in chosen}
@@ -88,23 +96,29 @@ def evaluate_core(
             mine = part[runtime.rank :: runtime.world_size]
 
             def score(task: Task = task, mine: list[int] = mine) -> list[Record]:
-                return score_examples(
+                return check_kept() + score_examples(
                     scorer, encode, bos_id, task, examples[task.label], mine, world_size=runtime.world_size
                 )
 
-            records, slowest_s = _all_do(runtime, score, should_stop=should_stop)
+            # Nothing is won by a stop behind the last slab, and all would be lost.
+            is_last = num_done + len(part) == total
+            records, slowest_s = _all_do(runtime, score, should_stop=None if is_last else should_stop)
             records.sort(key=lambda record: record["index"])
             for record in records:
                 found[task.label][record["index"]] = record
             num_done += len(records)
             if on_records is not None and runtime.is_main:
-                on_records(records)
+                try:
+                    on_records(records)
+                except Exception as error:
+                    refused.append(error)
             if slowest_s < SHORT_S:
                 slab = min(LARGEST_SLAB, 2 * slab)
             elif slowest_s > LONG_S:
                 slab = max(SMALLEST_SLAB, slab // 2)
         if progress is not None:
             progress(num_done, total, task.label)
+    _all_do(runtime, check_kept, should_stop=None)
     return summarize(
         bundle,
         chosen,
