@@ -62,6 +62,28 @@ def test_a_damaged_archive_is_deleted_and_leaves_nothing(tmp_path: Path):
         assert [p.name for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")] == []
 
 
+def test_damage_inside_packed_data_and_a_password_are_damage_too(tmp_path: Path):
+    data = bytearray(make_zip(tmp_path).read_bytes())
+    with zipfile.ZipFile(tmp_path / "made.zip") as archive:
+        at = next(entry for entry in archive.infolist() if entry.filename.endswith("core.yaml")).header_offset
+    packed = bytearray(data)
+    # Its first block gets the type that does not exist: zlib refuses it before a checksum is reached.
+    packed[
+        at + 30 + int.from_bytes(data[at + 26 : at + 28], "little") + int.from_bytes(data[at + 28 : at + 30], "little")
+    ] |= 7
+    locked = bytearray(data)
+    at = locked.find(b"PK\x01\x02")
+    while at >= 0:
+        locked[at + 8] |= 1
+        at = locked.find(b"PK\x01\x02", at + 4)
+    for content in (packed, locked):
+        (tmp_path / "made.zip").write_bytes(content)
+        with pytest.raises(DataError, match="damaged"):
+            unpack(tmp_path / "made.zip", tmp_path / "out")
+        assert not (tmp_path / "made.zip").exists()
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["../evil", "eval_bundle/../../evil", "/evil", "eval_bundle\\..\\..\\evil", "C:/evil"])
 def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, name: str):
     archive = make_zip(tmp_path)

@@ -6,6 +6,7 @@ import shutil
 import stat
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -45,7 +46,7 @@ def obtain_bundle(
                     f"--bundle {path} is not a folder", hint="it holds core.yaml, eval_meta_data.csv and eval_data/"
                 )
             return read_bundle(path)
-        note("fetching the tasks of CORE")
+        note("the tasks of CORE, fetched where they are not in the cache")
         return read_bundle(_cached(cache_dir, fetch))
 
     bundle = together(control, work, report=report)
@@ -107,7 +108,8 @@ def unpack(archive: Path, folder: Path) -> None:
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    # RuntimeError: an entry that asks for a password.
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         archive.unlink(missing_ok=True)
         raise DataError(
             f"{archive} is damaged ({error}) and was deleted", hint="the same command downloads it again"

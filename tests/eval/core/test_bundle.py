@@ -100,6 +100,7 @@ def test_a_malformed_row_is_named_with_file_and_line(tmp_path: Path, uri: str, r
     ("name", "old", "new", "message"),
     [
         ("core.yaml", "icl_tasks:", "tasks:", "no list icl_tasks"),
+        ("core.yaml", "icl_tasks:", "date: 2024-99-99\nicl_tasks:", "not YAML"),
         ("core.yaml", "[2]", "2", "num_fewshot must be a list"),
         ("core.yaml", "schema", "scheme", "icl_task_type 'scheme'"),
         ("core.yaml", "a/refer.jsonl", "../../refer.jsonl", "leaves the bundle"),

@@ -153,7 +153,8 @@ def _read_tasks(path: Path, data_dir: Path) -> list[Task]:
             f"{path} cannot be read: {error.strerror or error}",
             hint="a bundle holds core.yaml, eval_meta_data.csv and eval_data/",
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # ValueError: a date that is none, and text that is not UTF-8.
+    except (yaml.YAMLError, ValueError) as error:
         raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     entries = content.get("icl_tasks") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
