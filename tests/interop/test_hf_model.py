@@ -146,7 +146,8 @@ def test_a_folder_is_loaded_with_its_hashes(tmp_path: Path) -> None:
         256,
         256,
     )
-    assert model.content_hash == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    decisive = (folder / "config.json").read_bytes() + (folder / "model.safetensors").read_bytes()
+    assert model.content_hash == hashlib.sha256(decisive).hexdigest()
     names = ["tokenizer.json", "tokenizer_config.json"]
     assert model.tokenizer_hash == hashlib.sha256(b"".join((folder / n).read_bytes() for n in names)).hexdigest()
     # Embeddings (tied to the head), positions, two norms of each block and the last, and the matrices with their biases.
@@ -164,7 +165,10 @@ def test_weights_in_several_files_hash_in_the_order_of_their_names(tmp_path: Pat
     (folder / "model.safetensors").unlink(missing_ok=True)
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert load(folder).content_hash == hashlib.sha256(b"".join(s.read_bytes() for s in shards)).hexdigest()
+    assert (
+        load(folder).content_hash
+        == hashlib.sha256(b"".join(path.read_bytes() for path in (folder / "config.json", *shards))).hexdigest()
+    )
     shards[1].unlink()
     with pytest.raises(ConfigError, match=rf"lacks {shards[1].name}"):
         load(folder)

@@ -191,7 +191,8 @@ class HFModel:
 
     bos_id: what goes in front of a text: the tokenizer's BOS; else its end-of-text id, which models without a BOS saw
     between documents (GPT-2's one special token is both); None where it has neither. max_seq_len: None where the config
-    names no limit. content_hash: SHA-256 (hex) of the safetensors files' bytes in the order of their names.
+    names no limit. content_hash: SHA-256 (hex) of the bytes of config.json, of the safetensors files in the order of their
+    names, and of the model's Python files where they are run.
     tokenizer_hash: likewise of the tokenizer's files. num_params: numbers in the weights, tied ones once.
     """
 
@@ -304,7 +305,9 @@ def load_hf_model(
         tokenizer=tokenizer,
         bos_id=bos_id,
         max_seq_len=max_seq_len,
-        content_hash=_hash_files(files),
+        content_hash=_hash_files(
+            [folder / "config.json", *files, *(sorted(folder.glob("*.py")) if trust_remote_code else [])]
+        ),
         tokenizer_hash=_hash_files([path for name in TOKENIZER_FILES if (path := folder / name).is_file()]),
         num_params=sum(weight.numel() for weight in model.parameters()),
     )
