@@ -90,7 +90,9 @@ def test_a_score_over_its_budget_is_a_part_and_never_passes_for_a_whole_one(tiny
     assert row["cut"] == f"by its budget: {n} of 100 documents"
     assert "val_bpb" not in row
     assert abs(row["partial_val_bpb"] - validation.score(model, max_documents=n).val_bpb) < 1e-5
-    assert f"part of a score, cut by its budget: {n} of 100 documents" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"part of a val bpb: {row['partial_val_bpb']:.4f}" in said
+    assert "cut by its time budget" in said
     whole = probe.measure(model, 3, is_over=never)
     assert (whole["num_documents"], "cut" in whole, "partial_val_bpb" in whole) == (100, False, False)
     assert abs(whole["val_bpb"] - validation.score(model, max_documents=100).val_bpb) < 1e-6

@@ -20,6 +20,7 @@ import torch
 from ranks import run_ranks
 
 from firstlight.runtime.context import Runtime
+from firstlight.train import probing as probing_module
 from firstlight.train.guard import Dropped, StopRequest
 from firstlight.train.probing import Budget, Probing
 from firstlight.train.state import TrainState
@@ -246,6 +247,35 @@ def test_the_listener_is_put_back_and_a_late_signal_does_nothing() -> None:
     train(CPU, [Acts(sleep_for_ever, budget=QUICK)], num_steps=1)
     assert signal.getsignal(signal.SIGURG) == before
     os.kill(os.getpid(), signal.SIGURG)
+
+
+class Swallows:
+    """What is raised in a destructor is dropped by Python."""
+
+    def __del__(self) -> None:
+        time.sleep(0.3)
+
+
+def swallow_and_sleep(model) -> None:
+    del model
+    swallows = Swallows()
+    del swallows
+    time.sleep(60)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_probe_that_passes_the_first_end_over_is_ended_again(monkeypatch) -> None:
+    monkeypatch.setattr(probing_module, "INSIST_EVERY_S", 0.5)
+    started_s = time.monotonic()
+    _, sink, _ = train(CPU, [Acts(swallow_and_sleep, budget=Budget(0.05))], num_steps=1)
+    assert time.monotonic() - started_s < 30
+    assert "ended by force" in sink.warnings[0]
+
+
+def test_a_row_that_cannot_be_written_is_a_failure_of_the_probe() -> None:
+    _, sink, _ = train(CPU, [Acts(lambda model: {"val_bpb": object()})], num_steps=1)
+    assert [kind for kind, _, _ in sink.rows] == ["event"]
+    assert "cannot be written as JSON" in sink.warnings[0]
 
 
 # The process itself ends.

@@ -191,7 +191,7 @@ class BpbProbe:
             model, max_documents=self._max_documents, is_over=is_over, block_batches=PROBE_BLOCK_BATCHES
         )
         facts = self._validation.facts(result, max_documents=self._max_documents)
-        name = f"part of a score, cut {facts['cut']}" if result.is_cut else "val bpb"
+        name = "part of a val bpb" if result.is_cut else "val bpb"
         self._console.say(f"step {step:05d} | {name}: {result.describe()}")
         return facts
 

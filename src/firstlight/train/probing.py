@@ -30,6 +30,7 @@ import torch
 
 from firstlight.model.sharding import drop_pass
 from firstlight.runtime.context import Runtime
+from firstlight.runtime.metrics import strict_json
 from firstlight.train.state import TrainState, preserved_rng
 
 MOST_FAILURES = 3
@@ -37,6 +38,9 @@ MOST_FAILURES = 3
 
 BY_FORCE = 2.0
 """Budgets after which a probe that has not ended is made to."""
+
+INSIST_EVERY_S = 10.0
+"""Seconds between two attempts to end a probe by force."""
 
 ON_ANOTHER = "on another process"
 """Words of an error that tells of another rank's."""
@@ -155,8 +159,10 @@ class Probing:
         try:
             with _untouched(model, self._runtime), _ended_by_force(BY_FORCE * budget_s, self._runtime):
                 values = probe.measure(model, state.step, is_over=lambda: self._clock() >= ends_s)
+            # A row that cannot be written costs the probe, here, and not the run, below.
+            strict_json(dict(values))
         except OverBudget:
-            problem = f"it was ended by force after {BY_FORCE * budget_s:,.0f} s, {BY_FORCE:g} times its budget"
+            problem = f"it was ended by force after {BY_FORCE * budget_s:,g} s, {BY_FORCE:g} times its budget"
             trace = traceback.format_exc()
         except Exception as error:
             problem, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
@@ -248,7 +254,7 @@ def _untouched(model: Any, runtime: Runtime) -> Iterator[None]:
 def _ended_by_force(seconds: float, runtime: Runtime) -> Iterator[None]:
     """OverBudget is raised inside after ``seconds``. Not with several processes, and not outside the main thread.
 
-    By SIGURG, which wakes a sleeping main thread too, and which does nothing where it comes too late: it is ignored unless
+    By SIGURG, again and again where Python has passed one over (what is raised in a destructor is dropped), which wakes a sleeping main thread too, and which does nothing where it comes too late: it is ignored unless
     somebody listens.
     """
     main = threading.main_thread()
@@ -262,12 +268,18 @@ def _ended_by_force(seconds: float, runtime: Runtime) -> Iterator[None]:
             raise OverBudget
 
     before = signal.signal(signal.SIGURG, end)
-    timer = threading.Timer(seconds, lambda: signal.pthread_kill(main.ident or 0, signal.SIGURG))
-    timer.daemon = True
-    timer.start()
+    left = threading.Event()
+
+    def insist() -> None:
+        after_s = seconds
+        while not left.wait(after_s):
+            signal.pthread_kill(main.ident or 0, signal.SIGURG)
+            after_s = INSIST_EVERY_S
+
+    threading.Thread(target=insist, name="firstlight-probe-budget", daemon=True).start()
     try:
         yield
     finally:
         is_inside = False
-        timer.cancel()
+        left.set()
         signal.signal(signal.SIGURG, before if before is not None else signal.SIG_DFL)
