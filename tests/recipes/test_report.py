@@ -158,6 +158,21 @@ def test_newest_samples_come_first_and_older_ones_are_kept(run_dir):
     assert 0 < text.index("What it says at step 300") < text.index("new words") < text.index("old words")
 
 
+def test_scores_on_tasks_have_a_curve_where_there_are_some(run_dir):
+    assert "at most 4 examples a task" not in write_report(run_dir).read_text()
+    log = MetricsLog(run_dir / "metrics.jsonl")
+    for step, mean in ((5, -0.02), (10, 0.0125)):
+        row = {"core": mean, "mean_centered": mean, "mean_centered_stderr": 0.01, "max_per_task": 4}
+        log.write("core", step, row)
+    # One that was cut has no score.
+    log.write("core", 15, {"cut": "by its budget: 3 of 88 examples", "max_per_task": 4})
+    log.close()
+    page = write_report(run_dir).read_text()
+    assert ">CORE<" in page
+    assert "at most 4 examples a task" in page
+    assert "0.0125" in page or "0.013" in page
+
+
 def test_refused_updates_are_marked_on_the_loss_curve(run_dir):
     assert "update refused at step 120" in Page(write_report(run_dir).read_text()).text
 

@@ -82,6 +82,7 @@ def render_page(record: RunRecord, rows: Sequence[Row], *, damaged: Sequence[str
     charts = [
         _loss_chart(record, rows),
         _bpb_chart(rows),
+        _core_chart(rows),
         _plain_chart("Learning rate", "multiplier, 0 to 1", "violet", _series(rows, "lr_multiplier"), (0.0, 1.08)),
         _noisy_chart("Gradient norm", "before clipping", "teal", _series(rows, "grad_norm")),
         _noisy_chart("Speed", "tokens per second", "green", _series(rows, "tokens_per_s")),
@@ -138,6 +139,20 @@ def _bpb_chart(rows: Sequence[Row]) -> Chart:
         "Validation", "bits per byte, ± 1 standard error",
         [Series("", points, "dots", [errors.get(x, 0.0) for x, _ in points] if errors else [])],
         hue="amber", y_range=late_range(points),
+    )  # fmt: skip
+
+
+def _core_chart(rows: Sequence[Row]) -> Chart:
+    """The mean centred score of the tasks, which is CORE where all 22 were scored; empty where none was scored."""
+    points = _series(rows, "mean_centered", kind="core")
+    errors = dict(_series(rows, "mean_centered_stderr", kind="core"))
+    limits = sorted({row["max_per_task"] for row in rows if row.get("kind") == "core" and row.get("max_per_task")})
+    words = f", at most {' or '.join(map(str, limits))} examples a task" if limits else ""
+    return Chart(
+        "CORE" if _series(rows, "core", kind="core") else "Mean over tasks",
+        f"0 is guessing, ± 1 standard error{words}",
+        [Series("", points, "dots", [errors.get(x, 0.0) for x, _ in points] if errors else [])],
+        hue="indigo", level=(0.0, "guessing"),
     )  # fmt: skip
 
 
