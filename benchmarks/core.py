@@ -180,7 +180,7 @@ def main() -> None:
         model = loaded.model
         context = model.config.max_seq_len
         if args.long_prompts == "extend":
-            model = extended(model, 16 * context)
+            model = extended(model, 32 * context)
         for task in bundle.chosen(args.tasks.split(",") if args.tasks else None):
             each = compare(
                 peer, task, model, loaded.tokenizer, per_task=args.per_task, num_rounds=args.rounds,

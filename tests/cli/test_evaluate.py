@@ -183,3 +183,22 @@ def test_samples_of_ones_own_prompts(make_tiny_run, capsys) -> None:
     result = json.loads(capsys.readouterr().out)
     assert [sample["prompt"] for sample in result["samples"]] == ["one", "two"]
     assert result["step"] == 3
+
+
+def test_limits_of_nothing_and_a_text_given_twice_are_refused_together_before_any_work(capsys) -> None:
+    assert (
+        run(["eval", "bpb", "no-such-run", "--max-documents", "0", "--max-tokens", "-1", "--data", "a", "--data", "a"])
+        == 2
+    )
+    said = capsys.readouterr().err
+    for part in ("--max-documents 0", "--max-tokens -1", "--data a is given twice"):
+        assert part in said
+
+
+def test_a_text_that_is_not_there_is_found_before_another_is_scored(make_tiny_run, capsys, monkeypatch) -> None:
+    from firstlight.recipes import scoring
+
+    made = make_tiny_run()
+    monkeypatch.setattr(scoring, "score_documents", lambda *a, **k: pytest.fail("scored although a text is missing"))
+    assert run(["eval", "bpb", "tiny", *CPU, "--data", str(made.data), "--data", str(made.data / "missing")]) in (2, 3)
+    assert "missing" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from firstlight.eval.bpb import DocumentSums
-from firstlight.eval.document_scores import read_document_scores
+from firstlight.eval.document_scores import DocumentScores, read_document_scores
 from firstlight.recipes.scores import document_scores, keep_scores
 from firstlight.tokens.document import Document
 
@@ -54,3 +54,17 @@ def test_a_damaged_file_is_said_and_written_anew_and_a_disk_that_refuses_is_a_wa
     (tmp_path / "full").write_text("a file where the folder should be")
     assert keep_scores(tmp_path / "full", scores(1), warn=problems.append) is None
     assert "could not be written" in problems[1]
+
+
+def test_scores_of_another_window_or_dtype_take_their_place_with_a_word(tmp_path: Path) -> None:
+    problems: list[str] = []
+    first = scores(2)
+    path = keep_scores(tmp_path, first, warn=problems.append)
+    other = DocumentScores(
+        first.header | {"max_seq_len": 16}, first.nats, first.num_bytes, first.num_tokens, first.slices
+    )
+    assert keep_scores(tmp_path, other, warn=problems.append) == path
+    assert path is not None
+    assert read_document_scores(path).header["max_seq_len"] == 16
+    [said] = problems
+    assert "windows of 32 tokens and are replaced by those of windows of 16 tokens" in said

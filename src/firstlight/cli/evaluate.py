@@ -88,6 +88,7 @@ def bpb(
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import open_runtime
 
+    _check_bpb(data, max_documents=max_documents, max_tokens=max_tokens)
     with open_runtime(device=device, dtype=dtype_for(run, dtype, device=device), num_threads=threads) as runtime:
         console = Console(
             is_main=runtime.is_main, is_terminal=environment.is_terminal(), file=sys.stderr if json else None
@@ -95,13 +96,12 @@ def bpb(
         loaded = load_for_inference(run, runtime, checkpoint=checkpoint, report=console.warn)
         seq_len = max_seq_len or loaded.model.config.max_seq_len
         batch_tokens = 4096 if runtime.device.type == "cpu" else 32768
-        scored = []
-        sets: list[dict[str, Any]] = []
-        shards: list[str] = []
+        # All texts before the first is scored: one that is not there would be found after minutes.
+        texts = []
         for name in data or [_own_data(loaded.record)]:
             is_the_runs = name == run_setting(loaded.record, "data")
             with console.progress(f"tokenising {name}") as bar:
-                documents, val_hash, val_name = documents_to_score(
+                found = documents_to_score(
                     name,
                     val or (run_setting(loaded.record, "val") if is_the_runs else ALL),
                     loaded.tokenizer,
@@ -109,6 +109,11 @@ def bpb(
                     num_workers=workers or environment.num_usable_cpus(),
                     progress=lambda what, done, total, bar=bar: bar.advance(0),
                 )
+            texts.append((name, *found))
+        scored = []
+        sets: list[dict[str, Any]] = []
+        shards: list[str] = []
+        for name, documents, val_hash, val_name in texts:
             with console.progress("scoring", unit="documents") as bar:
 
                 def show(done: int, total: int | None, bar: Any = bar) -> None:
@@ -189,6 +194,18 @@ def bpb(
             for part in table
         ]  # fmt: skip
         console.table([each, "bits per byte", "+-", "documents", "bytes"], rows)
+
+
+def _check_bpb(data: list[str] | None, *, max_documents: int | None, max_tokens: int | None) -> None:
+    from firstlight.errors import Problems
+
+    problems = Problems()
+    for flag, value in (("--max-documents", max_documents), ("--max-tokens", max_tokens)):
+        if value is not None and value < 1:
+            problems.add(f"{flag} {value} leaves nothing to score", hint="use 1 or more, or leave it out for all")
+    for name in sorted({name for name in data or () if (data or []).count(name) > 1}):
+        problems.add(f"--data {name} is given twice", hint="its documents would count twice: give it once")
+    problems.raise_if_any()
 
 
 def samples(

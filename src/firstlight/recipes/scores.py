@@ -61,8 +61,14 @@ def keep_scores(run_dir: Path, scores: DocumentScores, *, warn: Callable[[str], 
     """
     path = scores_path(run_dir, step=scores.header["step"], val_hash=scores.header["val_hash"])
     try:
-        if path.exists() and len(read_document_scores(path)) > len(scores):
-            return path
+        if path.exists():
+            before = read_document_scores(path)
+            if len(before) > len(scores):
+                return path
+            for key, unit in (("max_seq_len", "windows of {} tokens"), ("dtype", "{}")):
+                if before.header.get(key) != scores.header[key]:
+                    old, new = (unit.format(one.header.get(key)) for one in (before, scores))
+                    warn(f"the scores by document in {path} were of {old} and are replaced by those of {new}")
     except DataError as error:
         warn(f"{error.what}; it is written anew")
     try:
