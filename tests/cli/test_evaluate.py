@@ -196,9 +196,9 @@ def test_limits_of_nothing_and_a_text_given_twice_are_refused_together_before_an
 
 
 def test_a_text_that_is_not_there_is_found_before_another_is_scored(make_tiny_run, capsys, monkeypatch) -> None:
-    from firstlight.recipes import scoring
+    from firstlight.recipes import bpb_eval
 
     made = make_tiny_run()
-    monkeypatch.setattr(scoring, "score_documents", lambda *a, **k: pytest.fail("scored although a text is missing"))
+    monkeypatch.setattr(bpb_eval, "score_documents", lambda *a, **k: pytest.fail("scored although a text is missing"))
     assert run(["eval", "bpb", "tiny", *CPU, "--data", str(made.data), "--data", str(made.data / "missing")]) in (2, 3)
     assert "missing" in capsys.readouterr().err

@@ -80,10 +80,10 @@ def bpb(
         Print one JSON object.
     """
     from firstlight.eval.slices import POSITIONS, slices_by
+    from firstlight.recipes.bpb_eval import result_of, score_documents
     from firstlight.recipes.core_eval import weights_hash
+    from firstlight.recipes.kept_scores import document_scores, keep_scores
     from firstlight.recipes.loading import dtype_for, load_for_inference
-    from firstlight.recipes.scores import document_scores, keep_scores
-    from firstlight.recipes.scoring import result_of, score_documents
     from firstlight.runtime import environment
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import open_runtime

@@ -16,7 +16,7 @@ from firstlight.eval.bpb import BpbResult, DocumentSums, evaluate_bpb
 from firstlight.eval.samples import sample_prompts
 from firstlight.eval.windows import BLOCK_BATCHES
 from firstlight.model.gpt import GPT
-from firstlight.recipes.scores import document_scores, keep_scores
+from firstlight.recipes.kept_scores import document_scores, keep_scores
 from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
 from firstlight.tokens.bpe import Tokenizer

@@ -1,4 +1,4 @@
-"""Claims of recipes/scoring.py: chunks are the whole, and a killed evaluation goes on where it was."""
+"""Claims of recipes/bpb_eval.py: chunks are the whole, and a killed evaluation goes on where it was."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from firstlight.errors import ConfigError, DataError
 from firstlight.eval.bpb import evaluate_bpb
-from firstlight.recipes.scoring import first_documents, result_of, score_documents
+from firstlight.recipes.bpb_eval import first_documents, result_of, score_documents
 from firstlight.runtime.context import Runtime
 from firstlight.tokens.document import Document
 

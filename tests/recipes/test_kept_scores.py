@@ -1,4 +1,4 @@
-"""Claims of recipes/scores.py: what is kept of an evaluation, by document."""
+"""Claims of recipes/kept_scores.py: what is kept of an evaluation, by document."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from firstlight.eval.bpb import DocumentSums
 from firstlight.eval.document_scores import DocumentScores, read_document_scores
-from firstlight.recipes.scores import document_scores, keep_scores
+from firstlight.recipes.kept_scores import document_scores, keep_scores
 from firstlight.tokens.document import Document
 
 DOCUMENTS = [
