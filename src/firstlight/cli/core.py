@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from firstlight.eval.core.score import CoreResult
+    from firstlight.eval.core.results import CoreResult
     from firstlight.recipes.core_eval import Subject
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import Runtime

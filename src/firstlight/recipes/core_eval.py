@@ -18,7 +18,7 @@ from firstlight.errors import DataError
 from firstlight.eval.core.bundle import Bundle
 from firstlight.eval.core.evaluate import Encode, Record, evaluate_core
 from firstlight.eval.core.originals import TASKS
-from firstlight.eval.core.score import CoreResult
+from firstlight.eval.core.results import CoreResult
 from firstlight.eval.core.scorer import Scorer
 from firstlight.runtime.context import Runtime
 from firstlight.train.manifest import read_manifest, tensor_files

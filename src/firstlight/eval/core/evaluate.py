@@ -16,7 +16,7 @@ from firstlight import errors
 from firstlight.errors import FirstlightError
 from firstlight.eval.core.bundle import Bundle, Example, Task, read_examples
 from firstlight.eval.core.prompts import fewshot_indices, ordered, render
-from firstlight.eval.core.score import CoreResult, summarize
+from firstlight.eval.core.results import CoreResult, summarize
 from firstlight.eval.core.scorer import Scorer
 from firstlight.eval.core.tasks import Decision, decide, make_question
 from firstlight.runtime.context import Runtime

@@ -11,7 +11,7 @@ import pytest
 
 from firstlight.eval.core.bundle import Bundle, Task
 from firstlight.eval.core.originals import TASKS
-from firstlight.eval.core.score import summarize
+from firstlight.eval.core.results import summarize
 from firstlight.eval.core.tasks import Decision
 
 
