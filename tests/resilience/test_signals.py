@@ -49,9 +49,9 @@ def test_r15_a_signal_before_the_first_step_ends_all_ranks_quickly(place, which)
     codes = job.wait(timeout_s=60)
     assert time.monotonic() - started_s < 40
     # There is nothing to save, so nobody waits for anybody: the other finds that the first is gone, and the word it left.
-    # Rank 0 keeps that word where no torchrun does, so nobody can read it when rank 0 itself is the one that went.
+    # Rank 0 keeps that word where no torchrun does: when rank 0 is the one that went, the other finds it or comes too late.
     assert codes[which] == 130
-    assert codes[1 - which] == (130 if which == 1 else 5)
+    assert codes[1 - which] in ((130,) if which == 1 else (130, 5))
     assert "stopped by SIGTERM" in job.output(which)
     assert losses(place.runs / "asked") == []
     assert "Traceback" not in job.everything()
