@@ -46,11 +46,13 @@ def why_not(config: GPTConfig) -> list[str]:
         problems.append(f"its MLP is {config.mlp}, and the type's is a squared ReLU")
     if not config.embed_norm:
         problems.append("its embedding is not normed, and the type's is")
-    if config.value_embed_every:
-        problems.append("it has value embeddings")
-    for name in ("residual_scales", "smear", "backout"):
-        if getattr(config, name):
-            problems.append(f"it has {name}")
+    return problems + options_of_ours(config)
+
+
+def options_of_ours(config: GPTConfig) -> list[str]:
+    """What of a model no type of the library can say."""
+    problems = ["it has value embeddings"] if config.value_embed_every else []
+    problems += [f"it has {name}" for name in ("residual_scales", "smear", "backout") if getattr(config, name)]
     if config.qk_gain != 1:
         problems.append(f"its qk_gain is {config.qk_gain}, and the type's is 1")
     return problems

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from firstlight.errors import ConfigError, Problems
-from firstlight.interop.nanochat_type import renamed, renamed_back, sizes_from
+from firstlight.interop.nanochat_type import options_of_ours, renamed, renamed_back, sizes_from
 from firstlight.model.config import GPTConfig
 
 MODEL_TYPE = "qwen3"
@@ -42,14 +42,7 @@ def why_not(config: GPTConfig) -> list[str]:
         problems.append("its embedding is normed, and the type's is not")
     if config.softcap:
         problems.append(f"its logits are capped at {config.softcap:g}, and the type has no cap")
-    if config.value_embed_every:
-        problems.append("it has value embeddings")
-    for name in ("residual_scales", "smear", "backout"):
-        if getattr(config, name):
-            problems.append(f"it has {name}")
-    if config.qk_gain != 1:
-        problems.append(f"its qk_gain is {config.qk_gain}, and the type's is 1")
-    return problems
+    return problems + options_of_ours(config)
 
 
 def to_config(config: GPTConfig) -> dict[str, Any]:
