@@ -52,7 +52,9 @@ def test_dry_run_prints_the_plan_and_trains_nothing(texts, tmp_path, capsys) -> 
     ]
     assert main.run([*command, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert [cell["run"] for cell in plan["cells"]] == ["p-d2-c1", "p-d1-c1", "p-d2-c2", "p-d1-c2"]
+    # Within a budget the quickest comes first, by this machine's measured speeds.
+    names = [cell["run"] for cell in plan["cells"]]
+    assert (set(names[:2]), set(names[2:])) == ({"p-d1-c1", "p-d2-c1"}, {"p-d1-c2", "p-d2-c2"})
     assert plan["budgets"] == [1.1e10, 2.2e10]
     assert plan["expected_s"] == pytest.approx(plan["prepare_s"] + sum(cell["expected_s"] for cell in plan["cells"]))
     assert not (tmp_path / "runs").exists()

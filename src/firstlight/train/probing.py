@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -158,7 +159,7 @@ class Probing:
         problem = trace = ""
         try:
             with _untouched(model, self._runtime), _ended_by_force(BY_FORCE * budget_s, self._runtime):
-                values = probe.measure(model, state.step, is_over=lambda: self._clock() >= ends_s)
+                values = _measure(probe, model, state.step, lambda: self._clock() >= ends_s)
             # A row that cannot be written costs the probe, here, and not the run, below.
             strict_json(dict(values))
         except OverBudget:
@@ -250,12 +251,24 @@ def _untouched(model: Any, runtime: Runtime) -> Iterator[None]:
             parameter.grad = grad
 
 
+def _measure(probe: Probe, model: Any, step: int, is_over: Callable[[], bool]) -> Mapping[str, Any]:
+    """`Probe.measure` in a frame that the forced end can find."""
+    return probe.measure(model, step, is_over=is_over)
+
+
+def _is_in_measure(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code is not _measure.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
 @contextmanager
 def _ended_by_force(seconds: float, runtime: Runtime) -> Iterator[None]:
     """OverBudget is raised inside after ``seconds``. Not with several processes, and not outside the main thread.
 
-    By SIGURG, again and again where Python has passed one over (what is raised in a destructor is dropped), which wakes a sleeping main thread too, and which does nothing where it comes too late: it is ignored unless
-    somebody listens.
+    By SIGURG, which wakes a sleeping main thread too, and does nothing where it comes too late: it is ignored unless somebody
+    listens. Again and again, since Python may pass one over (what is raised in a destructor is dropped). Only where the
+    probe itself runs (`_measure`): raised on the way out of it, it would keep the listener from being put back.
     """
     main = threading.main_thread()
     if math.isinf(seconds) or runtime.world_size > 1 or threading.current_thread() is not main:
@@ -263,8 +276,8 @@ def _ended_by_force(seconds: float, runtime: Runtime) -> Iterator[None]:
         return
     is_inside = True
 
-    def end(number: int, frame: object) -> None:
-        if is_inside:
+    def end(number: int, frame: FrameType | None) -> None:
+        if is_inside and _is_in_measure(frame):
             raise OverBudget
 
     before = signal.signal(signal.SIGURG, end)
