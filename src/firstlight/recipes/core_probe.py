@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from firstlight.errors import ConfigError
-from firstlight.eval.core.bundle import Bundle
+from firstlight.eval.core.bundle import Bundle, Example
 from firstlight.eval.core.engine import GPTScorer
 from firstlight.eval.core.evaluate import evaluate_core
 from firstlight.model.gpt import GPT
@@ -61,6 +61,7 @@ class CoreProbe:
         self._every, self._max_per_task = every, max_per_task
         self._console, self._runtime = console, runtime
         self._beat, self._should_stop = beat, should_stop
+        self._examples: dict[str, list[Example]] = {}
         self.budget = budget
 
     def due(self, step: int, is_last: bool) -> bool:
@@ -89,6 +90,7 @@ class CoreProbe:
                     max_per_task=self._max_per_task,
                     progress=show,
                     should_stop=lambda: self._should_stop() or is_over(),
+                    examples=self._examples,
                 )
             except Dropped:
                 if self._runtime.control.largest(float(self._should_stop())):

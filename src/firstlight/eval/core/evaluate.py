@@ -47,6 +47,7 @@ def evaluate_core(
     on_records: Callable[[list[Record]], None] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    examples: dict[str, list[Example]] | None = None,
 ) -> CoreResult:
     """Scores of a model on the bundle's tasks. Collective: every process calls it with the same values.
 
@@ -59,11 +60,13 @@ def evaluate_core(
     what one process raises ends the evaluation on all.
     """
     chosen = bundle.chosen(tasks)
-    examples: dict[str, list[Example]] = {}
+    examples = {} if examples is None else examples
 
     def prepare() -> list[Record]:
         read: dict[tuple[str, str], list[Example]] = {}
         for task in chosen:
+            if task.label in examples:
+                continue
             # Two tasks may ask the same questions, with and without examples shown.
             place = (task.dataset_uri, task.kind)
             if place not in read:
