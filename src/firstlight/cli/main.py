@@ -21,11 +21,15 @@ app.command("firstlight.cli.quickstart:quickstart", name="quickstart")
 
 train = App(name="train")
 train.command("firstlight.cli.train:base", name="base")
+train.command("firstlight.cli.tune:mid", name="mid")
+train.command("firstlight.cli.tune:sft", name="sft")
+train.command("firstlight.cli.tune:rl", name="rl")
 
 data = App(name="data")
 data.command("firstlight.cli.data:fetch", name="fetch")
 data.command("firstlight.cli.data:import_", name="import")
 data.command("firstlight.cli.data:info", name="info")
+data.command("firstlight.cli.data_chat:chat", name="chat")
 
 tokenizer = App(name="tokenizer")
 tokenizer.command("firstlight.cli.tokenizer:train", name="train")
@@ -36,6 +40,7 @@ evaluate = App(name="eval")
 evaluate.command("firstlight.cli.evaluate:bpb", name="bpb")
 evaluate.command("firstlight.cli.evaluate:samples", name="samples")
 evaluate.command("firstlight.cli.core:core", name="core")
+evaluate.command("firstlight.cli.chat_eval:chat", name="chat")
 
 runs = App(name="runs")
 runs.command("firstlight.cli.runs:list_", name="list")
@@ -70,6 +75,8 @@ for group in (train, data, tokenizer, evaluate, runs, checkpoint, bench, export,
     app.command(group)
 app.command("firstlight.cli.plan:plan", name="plan")
 app.command("firstlight.cli.sample:sample", name="sample")
+app.command("firstlight.cli.chat:chat", name="chat")
+app.command("firstlight.cli.serve:serve", name="serve")
 # Its arguments are the harness's, --help among them.
 app.command("firstlight.cli.lm_eval:lm_eval", name="lm-eval", help_flags=[], version_flags=[])
 app.command("firstlight.cli.scale:scale", name="scale")
