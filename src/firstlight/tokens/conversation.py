@@ -3,7 +3,7 @@
     <|bos|> <|user_start|> text <|user_end|> <|assistant_start|> text <|assistant_end|> <|user_start|> ...
 
 A system message goes in front of the first user turn's text, with an empty line between. An assistant's turn may have parts:
-text, a call of the Python tool, and what the tool printed.
+text, a call of the Python tool, and what the tool printed. Texts that follow each other in one turn are one text.
 
     <|python_start|> code <|python_end|> <|output_start|> what it printed <|output_end|>
 
@@ -15,13 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import groupby
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from firstlight.errors import DataError
 from firstlight.tokens.bpe import Tokenizer
 from firstlight.tokens.document import Document
+
+RENDER_VERSION = 1
+"""Changes with what ids a conversation gets, so that ids that were kept are made anew."""
 
 Role = Literal["system", "user", "assistant"]
 PartKind = Literal["text", "python", "output"]
@@ -56,14 +60,22 @@ class Message:
         return "".join(part.text for part in self.parts if part.kind == "text")
 
 
+class Piece(NamedTuple):
+    """A stretch of a rendered conversation: a text, or the name of one special token; and whether its ids carry loss."""
+
+    text: str
+    is_special: bool
+    carries_loss: bool
+
+
 def render(messages: Sequence[Message], tokenizer: Tokenizer, *, source: str = "") -> Document:
     """A whole conversation for training: ids without BOS, and which of them carry loss.
 
     messages: system (at most one, first), then user and assistant in turns. Raises DataError where they are not.
     """
-    pieces = list(_pieces(folded(messages), tokenizer))
-    ids = np.array([i for ids, _ in pieces for i in ids], dtype=np.int64)
-    mask = np.array([carries for ids, carries in pieces for _ in ids], dtype=bool)
+    encoded = [(_ids(piece, tokenizer), piece.carries_loss) for piece in pieces(messages)]
+    ids = np.array([i for ids, _ in encoded for i in ids], dtype=np.int64)
+    mask = np.array([carries for ids, carries in encoded for _ in ids], dtype=bool)
     return Document(ids, mask, source)
 
 
@@ -75,13 +87,21 @@ def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
     turns = folded(messages)
     if turns[-1].role != "user":
         raise DataError("the last message is not the user's", hint="an answer is asked for after a user's message")
-    body = [i for ids, _ in _pieces(turns, tokenizer) for i in ids]
+    body = [i for piece in _pieces(turns) for i in _ids(piece, tokenizer)]
     return [tokenizer.bos_id, *body, tokenizer.special_ids["<|assistant_start|>"]]
+
+
+def pieces(messages: Sequence[Message]) -> Iterator[Piece]:
+    """The stretches of a whole conversation in order, without BOS. Raises DataError as `folded` does."""
+    return _pieces(folded(messages))
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
     """Turns of user and assistant, with the system's text in the first user's. Raises DataError for another order."""
     turns = list(messages)
+    for turn in turns:
+        if turn.role != "assistant" and any(part.kind != "text" for part in turn.parts):
+            raise DataError(f"a {turn.role}'s message has a tool's part", hint="only the assistant calls tools")
     if turns and turns[0].role == "system":
         system, *turns = turns
         if turns and turns[0].role == "user":
@@ -95,23 +115,27 @@ def folded(messages: Sequence[Message]) -> list[Message]:
                 f"message {place + len(messages) - len(turns)} is of the role {turn.role} where {expected} is due",
                 hint="a system message may come first; then user and assistant take turns, the user first",
             )
-        if turn.role == "user" and any(part.kind != "text" for part in turn.parts):
-            raise DataError("a user's message has a tool's part", hint="only the assistant calls tools")
     return turns
 
 
-def _pieces(turns: Sequence[Message], tokenizer: Tokenizer) -> Iterator[tuple[list[int], bool]]:
-    """(ids, whether they carry loss), in order."""
-    special = tokenizer.special_ids
+def _pieces(turns: Sequence[Message]) -> Iterator[Piece]:
     for turn in turns:
         is_assistant = turn.role == "assistant"
-        yield [special[f"<|{turn.role}_start|>"]], False
-        for part in turn.parts:
-            ids = tokenizer.encode(part.text)
-            if part.kind != "text":
-                ids = [special[f"<|{part.kind}_start|>"], *ids, special[f"<|{part.kind}_end|>"]]
-            yield ids, is_assistant and part.kind != "output"
-        yield [special[f"<|{turn.role}_end|>"]], is_assistant
+        yield Piece(f"<|{turn.role}_start|>", True, False)
+        for kind, parts in groupby(turn.parts, key=lambda part: part.kind):
+            if kind == "text":
+                yield Piece("".join(part.text for part in parts), False, is_assistant)
+                continue
+            carries = kind != "output"  # the tool writes its output, not the model
+            for part in parts:
+                yield Piece(f"<|{kind}_start|>", True, carries)
+                yield Piece(part.text, False, carries)
+                yield Piece(f"<|{kind}_end|>", True, carries)
+        yield Piece(f"<|{turn.role}_end|>", True, is_assistant)
+
+
+def _ids(piece: Piece, tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.special_ids[piece.text]] if piece.is_special else tokenizer.encode(piece.text)
 
 
 def parse_messages(values: Any, *, where: str) -> tuple[Message, ...]:
