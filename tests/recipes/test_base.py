@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from firstlight.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingStopped
 from firstlight.eval.document_scores import find_document_scores, read_document_scores
-from firstlight.recipes import base, preflight
+from firstlight.recipes import base, preflight, stage
 from firstlight.recipes.settings import BaseSettings
 from firstlight.runtime.metrics import read_metrics
 from firstlight.train import trainer as trainer_module
@@ -141,8 +141,8 @@ def test_probes_in_trouble_change_nothing_that_is_trained(tiny, own_folders, mon
         def fail(*arguments, **options):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        real = base.Validation.score
-        monkeypatch.setattr(base.Validation, "score", lambda *a, **o: (fail if "is_over" in o else real)(*a, **o))
+        real = stage.Validation.score
+        monkeypatch.setattr(stage.Validation, "score", lambda *a, **o: (fail if "is_over" in o else real)(*a, **o))
         monkeypatch.setattr("firstlight.recipes.probes.sample_prompts", fail)
         base.train_base(replace(tiny, run="with", eval_every=1, sample_every=1))
     assert_same_run(own_folders / "without", own_folders / "with", step=12)
@@ -165,7 +165,7 @@ def test_checkpoint_is_on_disk_before_the_last_score_and_a_failing_score_loses_n
         raise MemoryError("evaluation needs more than there is")
 
     with monkeypatch.context() as patch:
-        patch.setattr(base.Validation, "score", fail)
+        patch.setattr(stage.Validation, "score", fail)
         with pytest.raises(MemoryError):
             base.train_base(replace(tiny, run="lost"))
     # And --resume needs no training to give the score.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from firstlight.data.split import val_content_hash
+from firstlight.data.split import iter_documents, val_content_hash
 from firstlight.eval.bpb import evaluate_bpb
 from firstlight.eval.samples import default_prompts
 from firstlight.model.gpt import GPTConfig
@@ -29,7 +29,8 @@ def parts(tiny_corpus, tmp_path):
     model = build_gpt(GPTConfig.from_depth(1, vocab_size=300, max_seq_len=32), seed=1)
     runtime = Runtime(device=torch.device("cpu"))
     validation = Validation(
-        data.store, data.val, data.tokenizer, seq_len=32, batch_rows=4, runtime=runtime, console=Console(),
+        lambda: [document for document, _ in iter_documents(data.store, data.val)],
+        lambda: val_content_hash(data.store, data.val), data.tokenizer, val="last", seq_len=32, batch_rows=4, runtime=runtime, console=Console(),
         hidden=model.hidden, compiled=False,
     )  # fmt: skip
     return data, model, runtime, validation

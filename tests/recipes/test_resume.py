@@ -96,8 +96,8 @@ def test_data_and_tokenizer_are_told_apart_by_content():
 
 def test_resume_needs_a_name_and_a_run_that_has_not_begun_is_none(tmp_path):
     with pytest.raises(ConfigError, match="needs the name"):
-        previous_record(BaseSettings(resume=True), tmp_path)
-    assert previous_record(BaseSettings(run="never", resume=True), tmp_path) is None
+        previous_record(BaseSettings(resume=True), tmp_path, recipe="base")
+    assert previous_record(BaseSettings(run="never", resume=True), tmp_path, recipe="base") is None
 
 
 def seen_by_rank_0_only(runtime):
@@ -129,4 +129,4 @@ def test_an_imported_model_is_not_resumed(tmp_path: Path) -> None:
     run_dir = new_run_dir(tmp_path, "mine")
     write_run(run_dir, new_record("mine", recipe="import", status="done", config={"model": {}}))
     with pytest.raises(ConfigError, match="no optimizer state"):
-        previous_record(BaseSettings(run="mine", resume=True), tmp_path)
+        previous_record(BaseSettings(run="mine", resume=True), tmp_path, recipe="base")

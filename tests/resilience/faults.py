@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from firstlight.data.loader import Loader
-from firstlight.recipes import base
+from firstlight.recipes import base, stage
 from firstlight.recipes.probes import BpbProbe
 from firstlight.recipes.settings import BaseSettings
 from firstlight.train.trainer import Trainer
@@ -131,14 +131,14 @@ def signal_in_save(rank: int, which: int, number: int = signal.SIGTERM) -> None:
 
 def signal_while_measuring(rank: int, which: int, number: int = signal.SIGTERM) -> None:
     """Send a signal to a rank while it measures its speed, before the first step."""
-    real = base.measure_rates
+    real = stage.measure_rates
 
     def measure(*args: Any, **options: Any) -> Any:
         if rank == which:
             os.kill(os.getpid(), number)
         return real(*args, **options)
 
-    base.measure_rates = measure
+    stage.measure_rates = measure
 
 
 def files_stay_small(rank: int, from_step: int, to_step: int, largest_bytes: int) -> None:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
 
-from firstlight.recipes.settings import SETTING_NAMES, BaseSettings
+from firstlight.recipes.settings import BaseSettings, RunSettings, setting_names
+
+S = TypeVar("S", bound=RunSettings)
 
 
-def given_names(arguments: list[str]) -> frozenset[str]:
-    """Settings that a command line names, whatever their value.
+def given_names(arguments: list[str], settings: type[RunSettings] = BaseSettings) -> frozenset[str]:
+    """Settings of a stage that a command line names, whatever their value.
 
     >>> sorted(given_names(["--depth", "4", "--max_seq_len=64", "--no-resume"]))
     ['depth', 'max_seq_len', 'resume']
     """
     words = {a[2:].split("=")[0].replace("-", "_") for a in arguments if a.startswith("--")}
-    return frozenset({w.removeprefix("no_") for w in words} & set(SETTING_NAMES))
+    return frozenset({w.removeprefix("no_") for w in words} & setting_names(settings))
 
 
 def base(
@@ -48,20 +50,30 @@ def base(
     name
         The same as --run, for torchrun: it reads --run as short for an option of its own (--run-path).
     """
-    from firstlight.config import from_dict, load_toml
-    from firstlight.errors import ConfigError
     from firstlight.recipes import base as recipe
 
-    given = given_names(sys.argv)
-    chosen = settings or BaseSettings()
+    chosen, given = chosen_settings(settings or BaseSettings(), config=config, name=name)
+    recipe.train_base(chosen, given=given)
+
+
+def chosen_settings(settings: S, *, config: Path | None, name: str | None) -> tuple[S, frozenset[str]]:
+    """Settings of a command line with those of its TOML file, and the names that were given in either.
+
+    Raises ConfigError for a file that is none, for names that are not known, and for two names of the run.
+    """
+    from firstlight.config import from_dict, load_toml
+    from firstlight.errors import ConfigError
+
+    kind = type(settings)
+    given = given_names(sys.argv, kind)
     if config is not None:
         values = load_toml(config)
-        from_file = from_dict(BaseSettings, values, where=str(config))
-        flags = {name: getattr(chosen, name) for name in given}
-        chosen = replace(from_file, **flags)
+        from_file = from_dict(kind, values, where=str(config))
+        flags = {name: getattr(settings, name) for name in given}
+        settings = replace(from_file, **flags)
         given = given | frozenset(values)
     if name is not None:
-        if "run" in given and chosen.run != name:
-            raise ConfigError(f"--run {chosen.run} and --name {name} name two runs", hint="give one of them")
-        chosen, given = replace(chosen, run=name), given | {"run"}
-    recipe.train_base(chosen, given=given)
+        if "run" in given and settings.run != name:
+            raise ConfigError(f"--run {settings.run} and --name {name} name two runs", hint="give one of them")
+        settings, given = replace(settings, run=name), given | {"run"}
+    return settings, given

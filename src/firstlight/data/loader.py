@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +23,30 @@ from firstlight.data.rows import PAD, RowRecipe, ShardRows
 from firstlight.data.split import Split, ValSpec, empty_split, resolve_for
 from firstlight.data.store import TokenStore, WaitCancelled
 from firstlight.errors import ConfigError, DataError
+
+
+class RowLine(Protocol):
+    """An endless line of rows of L places, walked from a position. One thread uses it.
+
+    take: the next rows as (rows, indices into them), where ``rows.ids(indices)`` is int64 (N, L) with PAD and
+    ``rows.documents(indices)`` names what is in them; fewer rows only where the data ends. It moves ``position``.
+    """
+
+    position: Position
+
+    def at_end(self) -> bool: ...
+    def take(self, num_rows: int) -> Iterator[tuple[Any, np.ndarray]]: ...
+
+
+@runtime_checkable
+class MaskedRows(Protocol):
+    """Rows in which not every id is a target: ``targets`` is as ``ids``, with IGNORE where there is no loss."""
+
+    def targets(self, rows: np.ndarray) -> np.ndarray: ...
+
+
+OpenLine = Callable[[Position, threading.Event], RowLine]
+"""The line from a position on; the event calls off whatever it waits for."""
 
 
 class _RowReader:
@@ -94,56 +119,41 @@ class _RowReader:
         )
 
 
-class Loader(Iterator[Batch]):
-    """Endless (or ``max_epochs`` long) batches of one rank, made by a thread ``prefetch`` batches ahead (0: on demand).
+class LineLoader(Iterator[Batch]):
+    """Batches of one rank from any line of rows, made by a thread ``prefetch`` batches ahead (0: on demand).
 
-    tokenizer_bos_id: the id put in front of each document. val_spec: ``last``, ``hash:FRACTION``, a shard's name.
-    split: ``train`` or ``val``. packing: ``bestfit`` or ``stream``. seq_len: T. device_batch_size: rows B of a batch.
-    position: where to begin; a batch's ``position`` continues after it, for any world size and batch size.
-    vocab_size: ids that the model has; by default those of the store's tokenizer.
+    open_line: the line from a position on. bos_id: what the model reads in empty places. seq_len: T.
+    device_batch_size: rows B of a batch. position: where to begin; a batch's ``position`` continues after it, for any world
+    size and batch size.
 
-    Where the last epoch ends inside a batch, the rest of it is rows of BOS without targets, so that every rank has a
-    batch of every micro-step. Raises ConfigError or DataError at once for what can be known at once; an error of the
-    thread is raised by ``next``.
+    Where the line ends inside a batch, the rest of it is rows of BOS without targets, so that every rank has a batch of
+    every micro-step. An error of the thread is raised by ``next``.
     """
 
     def __init__(
         self,
-        store: TokenStore,
+        open_line: OpenLine,
         *,
-        tokenizer_bos_id: int,
-        val_spec: ValSpec | str,
-        split: Split = "train",
-        packing: str = "bestfit",
+        bos_id: int,
         seq_len: int,
         device_batch_size: int,
-        seed: int,
         rank: int = 0,
         world_size: int = 1,
         position: Position | None = None,
         device: torch.device | str = "cpu",
         prefetch: int = 2,
-        max_epochs: int | None = None,
-        vocab_size: int | None = None,
     ) -> None:
         for flag, value in (("--max-seq-len", seq_len), ("--device-batch-size", device_batch_size)):
             if value < 1:
                 raise ConfigError(f"{flag} {value} is too small", hint="the smallest is 1")
-        if packing not in PACKINGS:
-            raise ConfigError(f"the packing {packing!r} is not known", hint=f"one of {', '.join(PACKINGS)}")
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
-        self._check_ids(store, tokenizer_bos_id, store.vocab_size if vocab_size is None else vocab_size)
-        self._store = store
-        self._recipe = RowRecipe(
-            val=resolve_for(store, val_spec), split=split, packing=packing, row_len=seq_len + 1, seed=seed,
-            bos_id=tokenizer_bos_id,
-        )  # fmt: skip
+        self._open_line = open_line
+        self._bos_id, self._row_len = bos_id, seq_len + 1
         self._batch_rows = device_batch_size
         self._rank, self._world_size = rank, world_size
         self._device = torch.device(device)
-        self._max_epochs = max_epochs
         self._stop = threading.Event()
-        self._reader = self._new_reader(position or Position())
+        self._line = open_line(position or Position(), self._stop)
         self._error: Exception | None = None
         self._queue: queue.Queue[Batch | Exception | None] = queue.Queue(maxsize=max(1, prefetch))
         self._thread: threading.Thread | None = None
@@ -151,28 +161,7 @@ class Loader(Iterator[Batch]):
             self._thread = threading.Thread(target=self._run_ahead, name="firstlight-loader", daemon=True)
             self._thread.start()
 
-    @staticmethod
-    def _check_ids(store: TokenStore, bos_id: int, vocab_size: int) -> None:
-        if not 0 <= bos_id < vocab_size:
-            raise DataError(f"BOS has id {bos_id}, but the model has {vocab_size} ids")
-        for index, name in enumerate(store.shard_names):
-            manifest = store.shard_manifest(index)
-            if manifest is not None and manifest["max_id"] >= vocab_size:
-                raise DataError(
-                    f"{name} holds id {manifest['max_id']}, but the model has {vocab_size} ids",
-                    hint="the data was tokenised with another tokenizer than the model's",
-                )
-        # Shards still to be built are held to the store's vocabulary when they are opened.
-        if store.vocab_size > vocab_size:
-            raise DataError(
-                f"the data was tokenised with {store.vocab_size} ids, but the model has {vocab_size}",
-                hint="use the tokenizer of the model, or a model with a larger --vocab-size",
-            )
-
-    def _new_reader(self, position: Position) -> _RowReader:
-        return _RowReader(self._store, self._recipe, position, max_epochs=self._max_epochs, stop=self._stop)
-
-    def __iter__(self) -> Loader:
+    def __iter__(self) -> LineLoader:
         return self
 
     def __next__(self) -> Batch:
@@ -192,7 +181,7 @@ class Loader(Iterator[Batch]):
             raise StopIteration
         return self._on_device(made)
 
-    def __enter__(self) -> Loader:
+    def __enter__(self) -> LineLoader:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,8 +200,8 @@ class Loader(Iterator[Batch]):
 
     def documents_of(self, position_before: Position, num_rows: int) -> list[str]:
         """Names of the documents in the ``num_rows`` global rows (all ranks) after a position, each once, in order."""
-        reader = self._new_reader(position_before)
-        names = [name for rows, indices in reader.take(num_rows) for name in rows.documents(indices)]
+        line = self._open_line(position_before, self._stop)
+        names = [name for rows, indices in line.take(num_rows) for name in rows.documents(indices)]
         return list(dict.fromkeys(names))
 
     def _run_ahead(self) -> None:
@@ -238,23 +227,30 @@ class Loader(Iterator[Batch]):
 
     def _make(self) -> Batch | None:
         """The next batch on the CPU, or None at the end of the last epoch."""
-        if self._reader.at_end():
+        if self._line.at_end():
             return None
-        row_len = self._recipe.row_len
-        ids_BL = np.full((self._batch_rows, row_len), PAD, dtype=np.int64)
+        ids_BL = np.full((self._batch_rows, self._row_len), PAD, dtype=np.int64)
+        targets_BL = ids_BL
         seen = filled = 0  # rows of the micro-batch over all ranks; of this rank
-        for rows, indices in self._reader.take(self._batch_rows * self._world_size):
+        for rows, indices in self._line.take(self._batch_rows * self._world_size):
             mine = indices[(self._rank - seen) % self._world_size :: self._world_size]
-            ids_BL[filled : filled + len(mine)] = rows.ids(mine)
+            here = slice(filled, filled + len(mine))
+            ids_BL[here] = rows.ids(mine)
+            if isinstance(rows, MaskedRows):
+                if targets_BL is ids_BL:
+                    targets_BL = ids_BL.copy()
+                targets_BL[here] = rows.targets(mine)
+            elif targets_BL is not ids_BL:
+                targets_BL[here] = ids_BL[here]
             seen += len(indices)
             filled += len(mine)
         if seen == 0:
             return None
         # Contiguous copies: a slice of ids_BL would not survive .view() (its rows are L apart). PAD is IGNORE already.
-        targets_BT = ids_BL[:, 1:].copy()
+        targets_BT = targets_BL[:, 1:].copy()
         inputs_BT = ids_BL[:, :-1].copy()
-        inputs_BT[inputs_BT == PAD] = self._recipe.bos_id
-        batch = Batch(torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT), self._reader.position)
+        inputs_BT[inputs_BT == PAD] = self._bos_id
+        batch = Batch(torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT), self._line.position)
         if self._device.type == "cuda":
             batch = Batch(batch.inputs_BT.pin_memory(), batch.targets_BT.pin_memory(), batch.position)
         return batch
@@ -268,3 +264,67 @@ class Loader(Iterator[Batch]):
             batch.targets_BT.to(self._device, non_blocking=non_blocking),
             batch.position,
         )
+
+
+class Loader(LineLoader):
+    """Endless (or ``max_epochs`` long) batches of a token store's documents; see `LineLoader`.
+
+    tokenizer_bos_id: the id put in front of each document. val_spec: ``last``, ``hash:FRACTION``, a shard's name.
+    split: ``train`` or ``val``. packing: ``bestfit`` or ``stream``.
+    vocab_size: ids that the model has; by default those of the store's tokenizer.
+
+    Raises ConfigError or DataError at once for what can be known at once.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        tokenizer_bos_id: int,
+        val_spec: ValSpec | str,
+        split: Split = "train",
+        packing: str = "bestfit",
+        seq_len: int,
+        device_batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        position: Position | None = None,
+        device: torch.device | str = "cpu",
+        prefetch: int = 2,
+        max_epochs: int | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        if packing not in PACKINGS:
+            raise ConfigError(f"the packing {packing!r} is not known", hint=f"one of {', '.join(PACKINGS)}")
+        self._check_ids(store, tokenizer_bos_id, store.vocab_size if vocab_size is None else vocab_size)
+        self._recipe = recipe = RowRecipe(
+            val=resolve_for(store, val_spec), split=split, packing=packing, row_len=seq_len + 1, seed=seed,
+            bos_id=tokenizer_bos_id,
+        )  # fmt: skip
+
+        def open_line(position: Position, stop: threading.Event) -> _RowReader:
+            return _RowReader(store, recipe, position, max_epochs=max_epochs, stop=stop)
+
+        super().__init__(
+            open_line, bos_id=tokenizer_bos_id, seq_len=seq_len, device_batch_size=device_batch_size, rank=rank,
+            world_size=world_size, position=position, device=device, prefetch=prefetch,
+        )  # fmt: skip
+
+    @staticmethod
+    def _check_ids(store: TokenStore, bos_id: int, vocab_size: int) -> None:
+        if not 0 <= bos_id < vocab_size:
+            raise DataError(f"BOS has id {bos_id}, but the model has {vocab_size} ids")
+        for index, name in enumerate(store.shard_names):
+            manifest = store.shard_manifest(index)
+            if manifest is not None and manifest["max_id"] >= vocab_size:
+                raise DataError(
+                    f"{name} holds id {manifest['max_id']}, but the model has {vocab_size} ids",
+                    hint="the data was tokenised with another tokenizer than the model's",
+                )
+        # Shards still to be built are held to the store's vocabulary when they are opened.
+        if store.vocab_size > vocab_size:
+            raise DataError(
+                f"the data was tokenised with {store.vocab_size} ids, but the model has {vocab_size}",
+                hint="use the tokenizer of the model, or a model with a larger --vocab-size",
+            )

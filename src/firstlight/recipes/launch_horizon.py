@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from firstlight.recipes import budget
 from firstlight.recipes.assemble import Rates
-from firstlight.recipes.settings import BaseSettings
+from firstlight.recipes.settings import RunSettings
 from firstlight.runtime.context import Runtime
 from firstlight.train.horizon import ClockHorizon, Curve, StepHorizon
 from firstlight.train.plan import Plan, interval
@@ -15,7 +15,7 @@ from firstlight.train.plan import Plan, interval
 
 def horizon_of_launch(
     plan: Plan,
-    settings: BaseSettings,
+    settings: RunSettings,
     rates: Rates | None,
     *,
     used_s: float,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from firstlight.errors import ConfigError, Problems
 from firstlight.model.attention import choose_kernel
 from firstlight.model.fp8 import check_fp8
-from firstlight.recipes.settings import HORIZONS, BaseSettings, flag
+from firstlight.recipes.settings import HORIZONS, BaseSettings, RunSettings, flag
 from firstlight.runtime import environment, precision
 from firstlight.runtime.context import Runtime, choose_device
 from firstlight.tokens.bpe import Tokenizer
@@ -20,12 +20,13 @@ EXPECTED_MFU = 0.5
 NEVER_NEGATIVE = (
     "hang_timeout", "nonfinite_limit", "check_replicas_every", "save_every", "eval_every", "sample_every", "eval_documents",
     "final_documents", "eval_budget_s", "sample_budget_s", "core_every", "core_max_per_task", "core_budget_s",
+    "chat_every", "chat_max_per_task", "chat_budget_s",
 )  # fmt: skip
 
 
-def horizon_of(settings: BaseSettings) -> Horizon | None:
+def horizon_of(settings: RunSettings) -> Horizon | None:
     """The one horizon that is set, or None. Raises ConfigError for two or more, naming them."""
-    chosen = {name: getattr(settings, name) for name in HORIZONS if getattr(settings, name) is not None}
+    chosen = {name: getattr(settings, name) for name in HORIZONS if getattr(settings, name, None) is not None}
     problems = Problems()
     if len(chosen) > 1:
         problems.add(
@@ -65,7 +66,7 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
 
     Raises ConfigError that names every mistake.
     """
-    _refuse_negative(settings)
+    refuse_negative(settings)
     if settings.fp8:
         check_fp8(runtime.device, runtime.compute_dtype)
         if settings.shard_weights:
@@ -113,10 +114,10 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
     )
 
 
-def _refuse_negative(settings: BaseSettings) -> None:
+def refuse_negative(settings: RunSettings) -> None:
     problems = Problems()
     for name in NEVER_NEGATIVE:
-        value = getattr(settings, name)
+        value = getattr(settings, name, None)
         if value is not None and value < 0:
             problems.add(f"{flag(name)} {value} is below 0", hint="0 turns it off")
     problems.raise_if_any()

@@ -20,7 +20,7 @@ from firstlight.data.split import empty_split, split_documents
 from firstlight.data.store import StoredShard
 from firstlight.errors import ConfigError, DataError, Problems
 from firstlight.recipes.prepare import PreparedData
-from firstlight.recipes.settings import BaseSettings, flag
+from firstlight.recipes.settings import RunSettings, flag
 from firstlight.recipes.sharing import folder_leaders
 from firstlight.runtime import environment
 from firstlight.runtime.console import format_bytes
@@ -100,9 +100,7 @@ def check_disk(plan: Plan, *, keep: int, world_size: int, run_dir: Path) -> Plan
 # Machines.
 
 
-def check_machines(
-    plan: Plan, settings: BaseSettings, runtime: Runtime, *, run_dir: Path, cache_dir: Path
-) -> list[str]:
+def check_machines(plan: Plan, settings: RunSettings, runtime: Runtime, *, run_dir: Path, cache_dir: Path) -> list[str]:
     """Refuse what cannot work on these machines, before any text is prepared; sentences for the run's notes. Collective.
 
     Raises one ConfigError with all mistakes, the same on every rank.
@@ -142,7 +140,7 @@ def check_machines(
     return notes
 
 
-def identity(plan: Plan, settings: BaseSettings) -> dict[str, str]:
+def identity(plan: Plan, settings: RunSettings) -> dict[str, str]:
     """What must be equal on all ranks, by the name that a person knows it by."""
     versions = environment.versions()
     found = {name: versions[name] for name in COMPARED_VERSIONS}

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from firstlight.data.split import ValSpec, iter_documents, val_content_hash
-from firstlight.data.store import TokenStore
 from firstlight.errors import DataError
 from firstlight.eval.bpb import BpbResult, DocumentSums, evaluate_bpb
 from firstlight.eval.samples import sample_prompts
@@ -41,10 +39,11 @@ class Validation:
 
     def __init__(
         self,
-        store: TokenStore,
-        val: ValSpec,
+        read_documents: Callable[[], list[Document]],
+        content_hash: Callable[[], str],
         tokenizer: Tokenizer,
         *,
+        val: str,
         seq_len: int,
         batch_rows: int,
         runtime: Runtime,
@@ -55,10 +54,12 @@ class Validation:
         should_stop: Callable[[], bool] | None = None,
         forward_is_collective: bool = False,
     ) -> None:
-        """beat: told of progress; see `Watchdog.beat`. should_stop, forward_is_collective: as in `evaluate_bpb`."""
+        """read_documents, content_hash: of the validation documents; each is called once, and may wait. val: how they were
+        chosen, in words. beat: told of progress; see `Watchdog.beat`. should_stop, forward_is_collective: as in `evaluate_bpb`.
+        """
         self._forward_is_collective = forward_is_collective
         self._beat, self._should_stop = beat, should_stop
-        self._store, self._val, self._tokenizer = store, val, tokenizer
+        self._read, self._find_hash, self._val, self._tokenizer = read_documents, content_hash, val, tokenizer
         self._token_bytes = tokenizer.token_bytes()
         self._seq_len, self._batch_rows = seq_len, batch_rows
         self._runtime, self._console = runtime, console
@@ -70,14 +71,14 @@ class Validation:
     def documents(self) -> list[Document]:
         """All validation documents, in their defined order (ids stay memory-mapped). Waits for their shards."""
         if self._documents is None:
-            self._documents = [document for document, _ in iter_documents(self._store, self._val)]
+            self._documents = self._read()
         return self._documents
 
     @property
     def content_hash(self) -> str:
         """Identity of the validation set by content; printed with every score."""
         if self._hash is None:
-            self._hash = val_content_hash(self._store, self._val)
+            self._hash = self._find_hash()
         return self._hash
 
     def num_tokens(self) -> int:
@@ -159,7 +160,7 @@ class Validation:
             return
         scores = document_scores(
             sums, self.documents, run=run_dir.name, step=step, val_hash=self.content_hash,
-            tokenizer_hash=self._tokenizer.content_hash, data=data, val=str(self._val), max_seq_len=self._seq_len,
+            tokenizer_hash=self._tokenizer.content_hash, data=data, val=self._val, max_seq_len=self._seq_len,
             dtype=self._runtime.dtype_name,
         )  # fmt: skip
         keep_scores(run_dir, scores, warn=self._console.warn)

@@ -11,15 +11,18 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from firstlight.data.store import write_durably
-from firstlight.recipes.settings import BaseSettings
+from firstlight.recipes.settings import RunSettings
 from firstlight.runtime import environment
+
+S = TypeVar("S", bound=RunSettings)
 
 
 def settings_for_attempt(
-    settings: BaseSettings, given: frozenset[str], runs_dir: Path, *, attempt: int
-) -> tuple[BaseSettings, frozenset[str], list[str]]:
+    settings: S, given: frozenset[str], runs_dir: Path, *, attempt: int
+) -> tuple[S, frozenset[str], list[str]]:
     """Settings of this attempt, the names that count as given, and a sentence where something was changed.
 
     The first attempt gets back what it brings. A later one resumes the run of the first: the one that is named, else the

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from firstlight.config import differences, from_dict
 from firstlight.errors import ConfigError, DataError, Problems
 from firstlight.recipes import record as records
-from firstlight.recipes.settings import HORIZONS, RESUME_MAY_CHANGE, BaseSettings, flag
+from firstlight.recipes.settings import HORIZONS, RESUME_MAY_CHANGE, BaseSettings, RunSettings, flag, setting_names
 from firstlight.runtime.channel import Channel
+
+S = TypeVar("S", bound=RunSettings)
 
 PLANNED = (
     "total_batch_size", "embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "warmup_frac", "warmdown_frac",
@@ -18,15 +20,13 @@ PLANNED = (
 )  # fmt: skip
 """Numbers of the plan that were chosen when the run began, and stay although the machine is measured anew."""
 
-MAY_CHANGE = ", ".join(flag(name) for name in sorted(RESUME_MAY_CHANGE - {"run", "resume"}))
-
 PLANNED_FOR_MACHINE = ("device_batch_size", "eval_every", "sample_every", "save_every")
 """As `PLANNED`, where the number of processes is the same and the user does not say otherwise."""
 
 
-def previous_record(settings: BaseSettings, runs_dir: Path) -> records.RunRecord | None:
+def previous_record(settings: RunSettings, runs_dir: Path, *, recipe: str) -> records.RunRecord | None:
     """Record of the run to resume, or None where it has not begun. Raises ConfigError where its name is not given, or is that
-    of an imported model.
+    of an imported model or of another stage than ``recipe``.
     """
     if settings.run is None:
         raise ConfigError(
@@ -41,10 +41,15 @@ def previous_record(settings: BaseSettings, runs_dir: Path) -> records.RunRecord
             f"--resume: {settings.run} is an imported model, which has no optimizer state and no data to go on with",
             hint="it can be sampled, scored and exported; train a run of another name",
         )
+    if record.recipe != recipe:
+        raise ConfigError(
+            f"--resume: {settings.run} is a run of `firstlight train {record.recipe}`, not of `firstlight train {recipe}`",
+            hint=f"use firstlight train {record.recipe} --run {settings.run} --resume, or another --run",
+        )
     return record
 
 
-def check_all_see(previous: records.RunRecord | None, settings: BaseSettings, runs_dir: Path, control: Channel) -> None:
+def check_all_see(previous: records.RunRecord | None, settings: RunSettings, runs_dir: Path, control: Channel) -> None:
     """Refuse to go on where some ranks see the run and others do not. Collective. Raises ConfigError on every rank."""
     seen = [bool(number) for [number] in control.gather_numbers([float(previous is not None)])]
     if len(set(seen)) > 1:
@@ -56,7 +61,7 @@ def check_all_see(previous: records.RunRecord | None, settings: BaseSettings, ru
 
 
 def check_begins(
-    previous: records.RunRecord | None, settings: BaseSettings, runs_dir: Path, *, given: frozenset[str]
+    previous: records.RunRecord | None, settings: RunSettings, runs_dir: Path, *, given: frozenset[str]
 ) -> None:
     """Refuse --resume with nothing but a name that no run has: a slip must not begin a run of default length."""
     if settings.resume and previous is None and given and given <= {"run", "resume"}:
@@ -66,18 +71,18 @@ def check_begins(
         )
 
 
-def merge_settings(
-    settings: BaseSettings, *, given: frozenset[str], previous: records.RunRecord
-) -> tuple[BaseSettings, list[str]]:
+def merge_settings(settings: S, *, given: frozenset[str], previous: records.RunRecord) -> tuple[S, list[str]]:
     """Settings of a resumed run: the saved ones, with the allowed changes that the user wrote; and a sentence for each.
 
     Raises ConfigError that names every setting that may not change.
     """
-    saved = from_dict(BaseSettings, previous.config.get("settings", {}), where=f"{previous.name}/{records.RECORD_FILE}")
+    saved = from_dict(
+        type(settings), previous.config.get("settings", {}), where=f"{previous.name}/{records.RECORD_FILE}"
+    )
     before = saved
     if given & set(HORIZONS):
         # A new horizon replaces the old one, whatever its unit.
-        nothing: dict[str, Any] = dict.fromkeys(HORIZONS)
+        nothing: dict[str, Any] = dict.fromkeys(set(HORIZONS) & setting_names(type(settings)))
         saved = replace(saved, **nothing)
     wanted = replace(saved, **{name: getattr(settings, name) for name in given | {"resume"}})
     problems = Problems()
@@ -85,12 +90,13 @@ def merge_settings(
     changes = [
         f"resumed with {flag(name)} {new} (was {old})" for name, old, new in changed if name in RESUME_MAY_CHANGE
     ]
+    may_change = sorted((RESUME_MAY_CHANGE & setting_names(type(settings))) - {"run", "resume"})
     refused = [each for each in changed if each[0] not in RESUME_MAY_CHANGE]
     for name, old, new in refused:
         problems.add(
             f"{flag(name)} {new}: the run {previous.name} was started with {old}, and this cannot change",
             # Once, after the last.
-            hint=f"leave it away, or start another run; what may change: {MAY_CHANGE}"
+            hint=f"leave it away, or start another run; what may change: {', '.join(map(flag, may_change))}"
             if name == refused[-1][0]
             else "",
         )
@@ -98,7 +104,7 @@ def merge_settings(
     return wanted, changes
 
 
-def keep_planned(settings: BaseSettings, previous: records.RunRecord, *, world_size: int) -> BaseSettings:
+def keep_planned(settings: S, previous: records.RunRecord, *, world_size: int) -> S:
     """Settings in which the numbers that the first launch's plan chose are given."""
     saved: dict[str, Any] = previous.config.get("plan", {})
     kept = {name: saved[name] for name in PLANNED if name in saved}
@@ -106,7 +112,9 @@ def keep_planned(settings: BaseSettings, previous: records.RunRecord, *, world_s
         for name in PLANNED_FOR_MACHINE:
             if getattr(settings, name) in (None, "auto") and name in saved:
                 kept[name] = saved[name]
-    return replace(settings, **kept, vocab_size=previous.config["model"]["vocab_size"])
+    if isinstance(settings, BaseSettings):
+        kept["vocab_size"] = previous.config["model"]["vocab_size"]
+    return replace(settings, **kept)
 
 
 def check_identity(

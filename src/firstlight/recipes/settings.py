@@ -1,4 +1,4 @@
-"""What a user may say about a base run: one flat, frozen dataclass whose field docs are the command's help.
+"""What a user may say about a run: one flat, frozen dataclass for each stage, whose field docs are its command's help.
 
 Empty (None) means "the plan decides". Light to import: the command line reads it before torch is loaded.
 """
@@ -11,13 +11,18 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class BaseSettings:
-    """Settings of `firstlight train base`."""
+class NamedSettings:
+    """What a run is called."""
 
     run: str | None = None
     """Name of the run; its folder is runs/NAME. From depth and data, with a number, where not given."""
     resume: bool = False
     """Continue the run NAME from its newest good checkpoint (or start it, where it has none yet)."""
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """The text of a base run."""
 
     data: str = "builtin"
     """Text to learn from: builtin, a directory or file (.parquet, .jsonl[.gz|.zst], .txt), or a hub data set."""
@@ -27,6 +32,11 @@ class BaseSettings:
     """A tokenizer.json to use. Trained on the data where not given."""
     packing: Literal["bestfit", "stream"] = "bestfit"
     """How documents become rows: bestfit (each row starts a document, nothing is dropped) or stream (cut every T tokens)."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The shape of a new model."""
 
     depth: int = 4
     """The dial: layers; width, heads, vocabulary, batch and rates follow from it."""
@@ -41,6 +51,11 @@ class BaseSettings:
     n_kv_head: int | None = None
     """Key/value heads (grouped-query attention). [n_head]"""
 
+
+@dataclass(frozen=True)
+class HorizonSettings:
+    """How long to train: at most one of these."""
+
     num_iterations: int | None = None
     """Horizon: optimizer steps."""
     tokens: float | None = None
@@ -51,6 +66,11 @@ class BaseSettings:
     """Horizon: wall-clock minutes from launch to the final score, set-up included."""
     tokens_per_param: float | None = None
     """Horizon: tokens for each matmul parameter. The default horizon is 12 of these."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What one optimizer step is."""
 
     device_batch_size: int | Literal["auto"] | None = None
     """Rows in one forward pass on one device; auto: the most that fit, found by trial. [as many as should fit]"""
@@ -73,6 +93,11 @@ class BaseSettings:
     final_lr_frac: float | None = None
     """Rate multiplier at the end of the run."""
 
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What is measured on the way."""
+
     eval_every: int | None = None
     """Steps between validation scores (0: only at the end). [ten a run]"""
     eval_documents: int = 100
@@ -85,6 +110,12 @@ class BaseSettings:
     """Steps between samples (0: only at the end). [four a run]"""
     sample_budget_s: float | None = None
     """Seconds that the samples of one step may take (0: no limit). [120, or a tenth of the training so far]"""
+
+
+@dataclass(frozen=True)
+class CoreSettings:
+    """The score on CORE on the way."""
+
     core_every: int = 0
     """Steps between scores on the tasks of CORE, and one at the end (0: never)."""
     core_max_per_task: int = 500
@@ -93,6 +124,12 @@ class BaseSettings:
     """Folder with the tasks of CORE. [the published one, downloaded once]"""
     core_budget_s: float | None = None
     """Seconds that one score on CORE may take (0: no limit). [600, or a tenth of the training so far]"""
+
+
+@dataclass(frozen=True)
+class KeepSettings:
+    """What is kept and shown."""
+
     save_every: int | None = None
     """Steps between checkpoints (0: only at the end). [ten a run]"""
     keep: int = 2
@@ -105,6 +142,11 @@ class BaseSettings:
     """Also send metrics to this tracker (an extra: pip install "firstlight[wandb]")."""
     profile: bool = False
     """Note where the time of three steps goes: a table, and runs/NAME/profile/ with it and a trace."""
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """Where and how it runs, and what guards it."""
 
     seed: int = 1337
     """Seed of initial weights, packing and order of the data."""
@@ -134,10 +176,135 @@ class BaseSettings:
     """Keep only a part of the weights on each process (FSDP2), for models that do not fit on one device."""
 
 
+@dataclass(frozen=True)
+class StartSettings:
+    """Where a later stage starts from."""
+
+    init: str | None = None
+    """The run whose weights it starts from, by name or folder."""
+    checkpoint: str = "latest"
+    """Which of that run's checkpoints: latest, best or a step's number."""
+    lr_frac: float = 1.0
+    """All learning rates, as a part of those of the run that it starts from."""
+    max_seq_len: int | None = None
+    """Tokens in a row. [the model's context]"""
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """The conversations, and how a row is made of them."""
+
+    data: str = "builtin-chat"
+    """Mixture of conversations, NAME[:WEIGHT],...: builtin-chat, files or folders (.jsonl, .parquet), hub data sets; text stands for the text of the base run."""
+    val_frac: float = 0.01
+    """Part of the conversations that is set aside for validation, by content hash (builtin-chat has its own)."""
+    epochs: float | None = None
+    """Horizon: passes over the conversations. The default horizon is 1 of these."""
+    too_long: Literal["cut", "skip"] = "cut"
+    """Conversations longer than a row: cut at its end, or left out. Both are counted."""
+
+
+@dataclass(frozen=True)
+class ChatProbeSettings:
+    """The score on tasks on the way."""
+
+    chat_tasks: str = "builtin-chat"
+    """Tasks that are scored at the end, and on the way with --chat-every: NAME,... or none; see `firstlight eval chat`."""
+    chat_every: int = 0
+    """Steps between scores on the tasks (0: only at the end)."""
+    chat_max_per_task: int = 100
+    """Questions of each task that are scored (0: all)."""
+    chat_budget_s: float | None = None
+    """Seconds that one score on the tasks may take (0: no limit). [600, or a tenth of the training so far]"""
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What reinforcement learning samples and rewards."""
+
+    environment: str = "arithmetic"
+    """What asks and rewards: arithmetic, spelling, gsm8k, ...; see docs/rl.md."""
+    prompts_per_step: int = 16
+    """Prompts of one step, over all processes."""
+    samples_per_prompt: int = 8
+    """Answers to each prompt: a group, whose mean reward is the baseline."""
+    max_new_tokens: int = 96
+    """Longest answer."""
+    temperature: float = 1.0
+    """Of the sampling while training; 1 is the model itself, which the gradient is right for."""
+    top_k: int | None = None
+    """Sample from the k likeliest tokens only. [all]"""
+    clip: float | None = None
+    """PPO's clip of the ratio of probabilities. [none: one update a batch needs none]"""
+    kl: float = 0.0
+    """Weight of the divergence from the model that it started from."""
+    reward_problems: int = 200
+    """Held-out problems of the score before and after training."""
+    reward_samples: int = 4
+    """Answers to each of these."""
+
+
+# A dataclass has the fields of its last base first, so the help of each begins with names and ends with the machine.
+
+
+@dataclass(frozen=True)
+class BaseSettings(
+    MachineSettings, KeepSettings, CoreSettings, ProbeSettings, StepSettings, HorizonSettings, ModelSettings, TextSettings,
+    NamedSettings,
+):  # fmt: skip
+    """Settings of `firstlight train base`."""
+
+
+@dataclass(frozen=True)
+class MidSettings(
+    MachineSettings, KeepSettings, ChatProbeSettings, ProbeSettings, StepSettings, HorizonSettings, ChatSettings,
+    StartSettings, NamedSettings,
+):  # fmt: skip
+    """Settings of `firstlight train mid`."""
+
+    data: str = "builtin-chat:0.6,text:0.4"
+    """Mixture, NAME[:WEIGHT],...: conversations (builtin-chat, files, hub data sets), and text for the text of the base run."""
+    chat_tasks: str = "none"
+    """Tasks that are scored at the end, and on the way with --chat-every: NAME,... or none; see `firstlight eval chat`."""
+
+
+@dataclass(frozen=True)
+class SftSettings(
+    MachineSettings, KeepSettings, ChatProbeSettings, ProbeSettings, StepSettings, HorizonSettings, ChatSettings,
+    StartSettings, NamedSettings,
+):  # fmt: skip
+    """Settings of `firstlight train sft`."""
+
+    lr_frac: float = 0.5
+    """All learning rates, as a part of those of the run that it starts from."""
+
+
+@dataclass(frozen=True)
+class RlSettings(
+    MachineSettings,
+    KeepSettings,
+    ProbeSettings,
+    StepSettings,
+    HorizonSettings,
+    RewardSettings,
+    StartSettings,
+    NamedSettings,
+):
+    """Settings of `firstlight train rl`."""
+
+    lr_frac: float = 0.05
+    """All learning rates, as a part of those of the run that it starts from."""
+
+
+RunSettings = BaseSettings | MidSettings | SftSettings | RlSettings
+"""Settings of a stage, whichever."""
+
+
 RESUME_MAY_CHANGE = frozenset({
     "run", "resume", "num_iterations", "tokens", "flops", "minutes", "tokens_per_param", "device_batch_size", "eval_every",
     "eval_documents", "final_documents", "eval_budget_s", "sample_every", "sample_budget_s",
-    "core_every", "core_max_per_task", "core_bundle", "core_budget_s", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
+    "core_every", "core_max_per_task", "core_bundle", "core_budget_s", "chat_every", "chat_max_per_task", "chat_tasks",
+    "chat_budget_s", "epochs", "reward_problems", "reward_samples", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
     "activation_checkpointing", "threads", "workers", "nonfinite_limit", "async_save", "hang_timeout",
     "check_replicas_every", "shard_weights", "spike", "grad_clip",
 })  # fmt: skip
@@ -149,10 +316,14 @@ HORIZONS = {
     "flops": "flops",
     "minutes": "minutes",
     "tokens_per_param": "tokens_per_param",
+    "epochs": "epochs",
 }
 """Horizon settings and the plan's name for each."""
 
-SETTING_NAMES = tuple(field.name for field in fields(BaseSettings))
+
+def setting_names(settings: type[RunSettings]) -> frozenset[str]:
+    """Names of the settings of a stage."""
+    return frozenset(field.name for field in fields(settings))
 
 
 def flag(name: str) -> str:

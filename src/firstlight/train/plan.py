@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from firstlight.errors import Problems
+from firstlight.errors import ConfigError, Problems
 from firstlight.model import count
-from firstlight.model.config import GPTConfig, Preset, preset_options
+from firstlight.model.config import GPTConfig, Preset
 from firstlight.train.dial import (
     EMBEDDING_LR,
     MATRIX_LR,
@@ -21,11 +21,10 @@ from firstlight.train.dial import (
     UNEMBEDDING_LR,
     batch_tokens_for,
     depth_for,
-    seq_len_for,
-    vocab_size_for,
 )
+from firstlight.train.shape import derive_shape
 
-HorizonKind = Literal["steps", "tokens", "flops", "minutes", "tokens_per_param"]
+HorizonKind = Literal["steps", "tokens", "flops", "minutes", "tokens_per_param", "epochs"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,13 @@ class Horizon:
     value: float
 
     def describe(self) -> str:
-        unit = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "minutes": "minutes"}.get(
-            self.kind, "tokens a parameter"
-        )
+        unit = {
+            "steps": "steps",
+            "tokens": "tokens",
+            "flops": "FLOPs",
+            "minutes": "minutes",
+            "epochs": "passes over the data",
+        }.get(self.kind, "tokens a parameter")
         return f"{self.value:,.6g} {unit}"
 
 
@@ -99,6 +102,8 @@ def horizon_tokens(
             return horizon.value * scaling_params
         case "steps":
             return horizon.value * (batch_tokens or REFERENCE_BATCH_TOKENS)
+        case "epochs":
+            raise ConfigError("a text is not counted before it is tokenised", hint="give steps, tokens or minutes")
 
 
 def nearest_multiples(value: int, unit: int) -> str:
@@ -132,6 +137,7 @@ def largest_dividing(rows: int, limit: int) -> int:
 def make_plan(
     depth: int,
     *,
+    model: GPTConfig | None = None,
     horizon: Horizon | None = None,
     preset: Preset = "modern",
     vocab_size: int | None = None,
@@ -143,6 +149,7 @@ def make_plan(
     embedding_lr: float | None = None,
     unembedding_lr: float | None = None,
     matrix_lr: float | None = None,
+    why_rates: str = "given",
     weight_decay: float | None = None,
     grad_clip: float = 1.0,
     warmup_frac: float | None = None,
@@ -162,6 +169,8 @@ def make_plan(
 ) -> Plan:
     """Derive every number of a run from depth and a horizon; each value that is given replaces the rule's.
 
+    model: one that is there already; its shape is then not derived from depth, preset and sizes, and ``seq_len`` may be less
+    than its context. why_rates: the reason of rates that are given.
     flops_per_s: what one process is expected to *achieve* in training (not the peak); only estimates rest on it.
     memory_bytes: memory of one device, for the micro-batch and the check; None where it is not known.
     device_batch_size: None and "auto" are estimated here; what is "auto" is found by trial when the run starts.
@@ -204,35 +213,26 @@ def make_plan(
             problems.add(f"{flag} {value} must not be negative")
     problems.raise_if_any()
 
-    line("depth", f"{depth}", "the dial; you chose it")
-    vocab = vocab_size or vocab_size_for(depth)
-    line(
-        "vocab_size",
-        f"{vocab:,}",
-        "given" if vocab_size else "power of two nearest to 640 * depth^1.5, at most 32,768 (lab/LOG.md)",
-    )
-    rows_len = seq_len or seq_len_for(depth)
-    line(
-        "max_seq_len",
-        f"{rows_len:,}",
-        "given" if seq_len else "attention stays a small part of a block's work at this width",
-    )
-    model = GPTConfig.from_depth(
-        depth, vocab_size=vocab, max_seq_len=rows_len, head_dim=head_dim, n_kv_head=n_kv_head, preset=preset
-    )
-    options = ", ".join(f"{name} {value}" for name, value in preset_options(preset, n_embd=model.n_embd).items())
-    reason = {"classic": "the plain architecture", "modern": f"{options}: lab/LOG.md"}.get(
-        preset, f"the shape of the qwen3 type, which other programs run: {options}"
-    )
-    line("preset", preset, reason)
-    line("n_layer", f"{model.n_layer}", "n_layer = depth")
-    line(
-        "n_embd",
-        f"{model.n_embd}",
-        "64 * depth: at a fixed budget an aspect ratio of 64 beat 128 (nanochat dev/LOG.md 2026-01-17)",
-    )
-    line("n_head", f"{model.n_head} of {model.n_embd // model.n_head}", f"max(1, ceil(n_embd / {head_dim}))")
-    line("n_kv_head", f"{model.n_kv_head}", "given" if n_kv_head else "no grouping by default")
+    if model is None:
+        model, rows_len = derive_shape(
+            depth,
+            vocab_size=vocab_size,
+            seq_len=seq_len,
+            head_dim=head_dim,
+            n_kv_head=n_kv_head,
+            preset=preset,
+            line=line,
+        )
+    else:
+        rows_len = seq_len or model.max_seq_len
+        if rows_len > model.max_seq_len:
+            problems.add(
+                f"--max-seq-len {rows_len} is more than the model's context of {model.max_seq_len} tokens",
+                hint=f"use at most {model.max_seq_len}",
+            )
+        shape = f"{model.n_layer} layers of width {model.n_embd}, {model.n_head} heads, {model.vocab_size:,} ids"
+        line("model", shape, "as it was trained")
+        line("max_seq_len", f"{rows_len:,}", "given" if seq_len else "the model's context")
 
     params = count.num_params(model)
     scaling_params = count.num_scaling_params(model)
@@ -360,17 +360,17 @@ def make_plan(
     line(
         "embedding_lr",
         f"{rates[0]:.4g}",
-        "given" if embedding_lr else f"{EMBEDDING_LR} * (n_embd / {REFERENCE_WIDTH})^-0.5 (AdamW)",
+        why_rates if embedding_lr else f"{EMBEDDING_LR} * (n_embd / {REFERENCE_WIDTH})^-0.5 (AdamW)",
     )
     line(
         "unembedding_lr",
         f"{rates[1]:.4g}",
-        "given" if unembedding_lr else f"{UNEMBEDDING_LR} * (n_embd / {REFERENCE_WIDTH})^-0.5 (AdamW)",
+        why_rates if unembedding_lr else f"{UNEMBEDDING_LR} * (n_embd / {REFERENCE_WIDTH})^-0.5 (AdamW)",
     )
     line(
         "matrix_lr",
         f"{rates[2]:.4g}",
-        "given" if matrix_lr else "Muon's updates have a fixed size, so the rate does not depend on width",
+        why_rates if matrix_lr else "Muon's updates have a fixed size, so the rate does not depend on width",
     )
     decay = 0.0 if weight_decay is None else weight_decay
     line(

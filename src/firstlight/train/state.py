@@ -46,8 +46,9 @@ class TrainState:
         and says nothing against the run, so it does not count towards the refusals in a row.
         """
         was_skipped = stats.skipped is not None
-        # A spike's update is left out by choice: only numbers that are not finite count towards the limit.
-        counts = was_skipped and not mended and not stats.is_spike
+        # A spike's update is left out by choice, and one without targets has nothing to apply: only numbers that are not
+        # finite count towards the limit.
+        counts = was_skipped and not mended and not stats.is_spike and not stats.is_empty
         in_a_row = self.num_skipped_in_a_row + counts if was_skipped else 0
         return replace(
             self,

@@ -34,7 +34,7 @@ class StepStats:
     num_targets: targets that carried loss. elapsed_s: wall time of the step on this rank, with the device idle at both
     ends. position: the data position after the step's last micro-batch.
     skipped: why nothing was applied, or None. Weights, optimizer state and update count are then bit-unchanged.
-    is_spike: it was ``refuse`` that said so.
+    is_spike: it was ``refuse`` that said so. is_empty: no target of the batch carried loss, which is nobody's fault.
     compute_s: time of this rank's forward and backward passes, before it waited for any other rank.
     rank_compute_s, rank_memory_bytes: of every rank, where there are several and somebody has asked them.
     """
@@ -49,6 +49,7 @@ class StepStats:
     compute_s: float = 0.0
     rank_compute_s: tuple[float, ...] = ()
     rank_memory_bytes: tuple[int, ...] = ()
+    is_empty: bool = False
 
 
 class _Config(Protocol):
@@ -147,4 +148,6 @@ def train_step(
     optimizer.zero_grad()
     runtime.synchronize()
     elapsed_s = time.perf_counter() - start_s
-    return StepStats(loss_nats, grad_norm, num_targets, elapsed_s, position, skipped, is_spike, compute_s)
+    return StepStats(
+        loss_nats, grad_norm, num_targets, elapsed_s, position, skipped, is_spike, compute_s, is_empty=num_targets == 0
+    )
