@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from firstlight.data.chat.counts import ConversationCounts
 from firstlight.data.chat.reading import KINDS_IN_WORDS, check_file, read_conversations, suffix_of
@@ -49,9 +49,7 @@ class ConversationSource(Protocol):
     @property
     def content_hash(self) -> str: ...
 
-    def read(
-        self, counts: ConversationCounts, split: str | None = None
-    ) -> Iterator[tuple[str, tuple[Message, ...]]]:
+    def read(self, counts: ConversationCounts, split: str | None = None) -> Iterator[tuple[str, tuple[Message, ...]]]:
         """("file:row", messages) of one of the ``splits``, or of all; counts them and what is skipped."""
         ...
 
@@ -86,9 +84,7 @@ class FileConversations:
     def read(self, counts: ConversationCounts, split: str | None = None) -> Iterator[tuple[str, tuple[Message, ...]]]:
         for shard in self.source.shards:
             if split is None or (split == "val") == (shard.name == self.source.val_shard):
-                yield from read_conversations(
-                    self.source.local_path(shard, self.progress), counts, name=shard.name
-                )
+                yield from read_conversations(self.source.local_path(shard, self.progress), counts, name=shard.name)
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,10 @@ class BuiltinConversations:
         return self.builtin.content_hash
 
     def read(self, counts: ConversationCounts, split: str | None = None) -> Iterator[tuple[str, tuple[Message, ...]]]:
-        for side in self.splits if split is None else (split,):
+        sides: tuple[Literal["train", "val"], ...] = ("train", "val")
+        for side in sides:
+            if split is not None and side != split:
+                continue
             for where, messages in self.builtin.conversations(side):
                 counts.conversations += 1
                 counts.messages += len(messages)
@@ -165,7 +164,8 @@ def _conversation_files(source: Source) -> Source:
     left_out = tuple(shard.name for shard in source.shards if not suffix_of(shard.name))
     if not kept:
         raise DataError(
-            f"{source.name} has no conversations to read; it holds {_some(list(left_out))}", hint=f"read are {KINDS_IN_WORDS}"
+            f"{source.name} has no conversations to read; it holds {_some(list(left_out))}",
+            hint=f"read are {KINDS_IN_WORDS}",
         )
     val_shard = source.val_shard if source.val_shard not in left_out else None
     return replace(source, shards=kept, val_shard=val_shard, ignored=(*source.ignored, *left_out))
