@@ -5,7 +5,7 @@ Shapes: B samples, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -53,6 +53,23 @@ def prefill(model: GPT, inputs_BT: torch.Tensor, cache: KVCache, *, chunk: int =
     return model.logits(last_B1D)[:, -1]
 
 
+def check_prompt(prompt_ids: Sequence[int], *, vocab_size: int, context: int) -> None:
+    """Raise ConfigError for an empty prompt, one longer than ``context``, and one with ids outside the vocabulary."""
+    if not prompt_ids:
+        raise ConfigError("the prompt has no tokens", hint="a text from nothing starts with the <|bos|> id")
+    outside = [i for i in prompt_ids if not 0 <= i < vocab_size]
+    if outside:
+        raise ConfigError(
+            f"prompt id {outside[0]} is outside the model's vocabulary of {vocab_size}",
+            hint="use the tokenizer that the model was trained with",
+        )
+    if len(prompt_ids) > context:
+        raise ConfigError(
+            f"the prompt has {len(prompt_ids)} tokens and the model's context is {context}",
+            hint=f"give at most {context} tokens",
+        )
+
+
 class Generation(Iterator[list[int]]):
     """Samples that continue one prompt: each ``next`` gives one id per sample.
 
@@ -82,19 +99,7 @@ class Generation(Iterator[list[int]]):
     ) -> None:
         config = model.config
         check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-        if not prompt_ids:
-            raise ConfigError("the prompt has no tokens", hint="a text from nothing starts with the <|bos|> id")
-        outside = [i for i in prompt_ids if not 0 <= i < config.vocab_size]
-        if outside:
-            raise ConfigError(
-                f"prompt id {outside[0]} is outside the model's vocabulary of {config.vocab_size}",
-                hint="use the tokenizer that the model was trained with",
-            )
-        if len(prompt_ids) > config.max_seq_len:
-            raise ConfigError(
-                f"the prompt has {len(prompt_ids)} tokens and the model's context is {config.max_seq_len}",
-                hint=f"give at most {config.max_seq_len} tokens",
-            )
+        check_prompt(prompt_ids, vocab_size=config.vocab_size, context=config.max_seq_len)
         for name, value in (
             ("max_new_tokens", max_new_tokens),
             ("num_samples", num_samples),

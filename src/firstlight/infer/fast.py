@@ -192,7 +192,7 @@ def decode_step(
 ) -> torch.Tensor:
     """Logits (B,V) float32 behind the tokens ``ids_B``, int64; ``before_B`` are the ids before those.
 
-    cos_1K, sin_1K: rows of the weights' tables for the position of ``ids_B``.
+    cos_1K, sin_1K: rows of the weights' tables for the position of ``ids_B``; (B,1,K) where each row has its own.
     """
     H, G, K = weights.num_heads, weights.num_kv_heads, weights.head_dim
     B, A, floor, dtype = ids_B.shape[0], H + G, weights.norm_floor, weights.head_DV.dtype
