@@ -15,6 +15,8 @@ SENTENCE = "the old keeper of the light walked down to the sea and counted the b
 
 @pytest.fixture
 def journey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # As many threads as a user's run has: elsewhere in the suite it is one.
+    monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("FIRSTLIGHT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FIRSTLIGHT_RUNS", str(tmp_path / "runs"))
     texts = tmp_path / "texts"

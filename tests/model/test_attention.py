@@ -35,19 +35,19 @@ def heads(B: int, H: int, T: int, K: int, *, seed: int) -> torch.Tensor:
 
 
 def plain(q_BHTK: torch.Tensor, k_BGSK: torch.Tensor, v_BGSK: torch.Tensor, window: int = 10**9) -> torch.Tensor:
-    """Attention of one query after another, in float64."""
-    q, k, v = q_BHTK.double(), k_BGSK.double(), v_BGSK.double()
+    """Attention of one query after another, in float64; each head with the keys and values of its group."""
+    q = q_BHTK.double()
     H, T, K = q.shape[1:]
-    G, S = k.shape[1:3]
-    out = torch.empty_like(q)
-    for h in range(H):
-        g = h // (H // G)
-        for t in range(T):
-            own = S - T + t
-            seen = slice(max(0, own - window + 1), own + 1)
-            scores = (k[:, g, seen] @ q[:, h, t, :, None])[..., 0] / K**0.5
-            out[:, h, t] = (scores.softmax(-1)[..., None] * v[:, g, seen]).sum(1)
-    return out
+    G, S = k_BGSK.shape[1:3]
+    group_of_head = [h // (H // G) for h in range(H)]
+    k_BHSK, v_BHSK = k_BGSK.double()[:, group_of_head], v_BGSK.double()[:, group_of_head]
+    out = []
+    for t in range(T):
+        own = S - T + t
+        seen = slice(max(0, own - window + 1), own + 1)
+        scores = (k_BHSK[:, :, seen] * q[:, :, t, None]).sum(-1) / K**0.5
+        out.append((scores.softmax(-1)[..., None] * v_BHSK[:, :, seen]).sum(2))
+    return torch.stack(out, dim=2)
 
 
 @KERNELS

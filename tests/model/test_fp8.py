@@ -214,21 +214,21 @@ def test_a_compiled_trunk_is_one_graph_and_as_near_to_float32_as_the_eager_one()
 
 
 def test_it_learns_as_bf16_does() -> None:
-    """40 steps on one batch: the loss falls from ln(97) = 4.57 to where it falls in bf16."""
+    """15 steps on one batch: the loss falls from ln(97) = 4.57 to where it falls in bf16."""
     ids = torch.randint(0, 97, (4, 25), generator=torch.Generator().manual_seed(0))
     losses = []
     for switch in (False, True):
         model = build_gpt(CONFIG, seed=0, compute_dtype=torch.bfloat16)
         if switch:
             assert use_fp8(model).switched
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        for _ in range(40):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(15):
             loss = cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         losses.append(loss.item())
-    assert losses[0] < 2.0
+    assert losses[0] < 0.5
     assert abs(losses[1] - losses[0]) < 0.15 * losses[0]
 
 
