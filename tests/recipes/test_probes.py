@@ -10,7 +10,7 @@ from firstlight.eval.samples import default_prompts
 from firstlight.model.gpt import GPTConfig
 from firstlight.model.init import build_gpt
 from firstlight.recipes.prepare import prepare_data
-from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
+from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation, continuing
 from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
 
@@ -74,7 +74,7 @@ def test_samples_are_due_every_n_steps_and_at_the_end_not_at_the_start():
 def test_samples_go_on_from_their_prompts_and_are_the_same_each_time(tiny_corpus, tmp_path):
     data, model, _, _ = parts(tiny_corpus, tmp_path)
     prompts = default_prompts("builtin")[:2]
-    probe = SampleProbe(data.tokenizer, prompts, every=1, console=Console(is_main=False), runtime=ALONE)
+    probe = SampleProbe(continuing(data.tokenizer), prompts, every=1, console=Console(is_main=False), runtime=ALONE)
     first, again = probe.measure(model, 1, is_over=never), probe.measure(model, 1, is_over=never)
     assert [sample["prompt"] for sample in first["samples"]] == list(prompts)
     assert first == again
@@ -103,7 +103,7 @@ def test_a_score_over_its_budget_is_a_part_and_never_passes_for_a_whole_one(tiny
 def test_samples_over_their_budget_are_those_that_are_there(tiny_corpus, tmp_path):
     data, model, _, _ = parts(tiny_corpus, tmp_path)
     prompts = default_prompts("builtin")[:4]
-    probe = SampleProbe(data.tokenizer, prompts, every=1, console=Console(is_main=False), runtime=ALONE)
+    probe = SampleProbe(continuing(data.tokenizer), prompts, every=1, console=Console(is_main=False), runtime=ALONE)
     answers = iter([False] * 2)
     row = probe.measure(model, 1, is_over=lambda: next(answers, True))
     assert row["cut"] == "by its budget: 2 of 4 prompts"

@@ -50,7 +50,7 @@ def load_for_inference(
     """
     path = find_run(str(run), runs_dir if runs_dir is not None else environment.runs_dir())
     record = read_run(path)
-    config = _model_config(record, path)
+    config = model_config(record, path)
     tokenizer = Tokenizer.load(path / "tokenizer.json")
     if record.tokenizer_hash and tokenizer.content_hash != record.tokenizer_hash:
         raise CheckpointError(
@@ -119,7 +119,8 @@ def _scored_rows(run_dir: Path) -> list[dict]:
     return [row for row in rows if isinstance(row.get("val_bpb"), float) and isinstance(row.get("step"), int)]
 
 
-def _model_config(record: RunRecord, path: Path) -> GPTConfig:
+def model_config(record: RunRecord, path: Path) -> GPTConfig:
+    """Shape of a run's model. Raises CheckpointError where its record does not say it."""
     values = record.config.get("model")
     if not isinstance(values, dict):
         raise CheckpointError(

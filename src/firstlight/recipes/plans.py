@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from firstlight.errors import ConfigError, Problems
 from firstlight.model.attention import choose_kernel
+from firstlight.model.config import GPTConfig
 from firstlight.model.fp8 import check_fp8
-from firstlight.recipes.settings import HORIZONS, BaseSettings, RunSettings, flag
+from firstlight.recipes.settings import HORIZONS, BaseSettings, MidSettings, RlSettings, RunSettings, SftSettings, flag
 from firstlight.runtime import environment, precision
 from firstlight.runtime.context import Runtime, choose_device
 from firstlight.tokens.bpe import Tokenizer
@@ -62,10 +65,62 @@ def depth_for_minutes(minutes: float) -> int:
 
 
 def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: int | None = None) -> Plan:
-    """Plan of a run on this machine. Measures the matmul rate for some 50 ms, for the estimates.
+    """Plan of a base run on this machine. Measures the matmul rate for some 50 ms, for the estimates.
 
     Raises ConfigError that names every mistake.
     """
+    return make_plan(
+        settings.depth,
+        horizon=horizon_of(settings),
+        preset=settings.preset,
+        vocab_size=settings.vocab_size,
+        seq_len=settings.max_seq_len,
+        head_dim=settings.head_dim,
+        n_kv_head=settings.n_kv_head,
+        embedding_lr=settings.embedding_lr,
+        unembedding_lr=settings.unembedding_lr,
+        matrix_lr=settings.matrix_lr,
+        **_common(
+            settings, runtime, seq_len=settings.max_seq_len or seq_len_for(settings.depth), world_size=world_size
+        ),
+    )
+
+
+def plan_for_model(
+    settings: MidSettings | SftSettings | RlSettings,
+    model: GPTConfig,
+    *,
+    horizon: Horizon,
+    rates: Mapping[str, float],
+    why_rates: str,
+    runtime: Runtime,
+) -> Plan:
+    """Plan of a later stage, whose model is there already.
+
+    rates: ``embedding_lr``, ``unembedding_lr`` and ``matrix_lr``, for those that the settings do not give; why_rates: their
+    reason. Raises ConfigError that names every mistake.
+    """
+    is_given = any(getattr(settings, name) is not None for name in rates)
+    if settings.lr_frac <= 0:
+        raise ConfigError(
+            f"--lr-frac {settings.lr_frac:g} must be above zero",
+            hint="1 keeps the rates of the run that it starts from",
+        )
+    return make_plan(
+        model.n_layer,
+        model=model,
+        horizon=horizon,
+        seq_len=settings.max_seq_len,
+        embedding_lr=settings.embedding_lr or rates["embedding_lr"],
+        unembedding_lr=settings.unembedding_lr or rates["unembedding_lr"],
+        matrix_lr=settings.matrix_lr or rates["matrix_lr"],
+        why_rates=f"given, or {why_rates}" if is_given else why_rates,
+        **_common(settings, runtime, seq_len=settings.max_seq_len or model.max_seq_len),
+    )
+
+
+def _common(settings: RunSettings, runtime: Runtime, *, seq_len: int, world_size: int | None = None) -> dict[str, Any]:
+    """What a plan of any stage is told of the settings and the machine."""
     refuse_negative(settings)
     if settings.fp8:
         check_fp8(runtime.device, runtime.compute_dtype)
@@ -78,40 +133,21 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
     memory_bytes = device_memory_bytes(runtime)
     if memory_bytes is not None:
         memory_bytes = int(-runtime.control.largest(-float(memory_bytes)))
-    return make_plan(
-        settings.depth,
-        horizon=horizon_of(settings),
-        preset=settings.preset,
-        vocab_size=settings.vocab_size,
-        seq_len=settings.max_seq_len,
-        head_dim=settings.head_dim,
-        n_kv_head=settings.n_kv_head,
-        device_batch_size=settings.device_batch_size,
-        total_batch_size=settings.total_batch_size,
-        embedding_lr=settings.embedding_lr,
-        unembedding_lr=settings.unembedding_lr,
-        matrix_lr=settings.matrix_lr,
-        weight_decay=settings.weight_decay,
-        grad_clip=settings.grad_clip,
-        warmup_frac=settings.warmup_frac,
-        warmdown_frac=settings.warmdown_frac,
-        final_lr_frac=settings.final_lr_frac,
-        eval_every=settings.eval_every,
-        sample_every=settings.sample_every,
-        save_every=settings.save_every,
-        world_size=runtime.world_size if world_size is None else world_size,
-        flops_per_s=rate,
-        memory_bytes=memory_bytes,
-        compute_bytes=runtime.compute_dtype.itemsize,
-        checkpoint_activations=settings.activation_checkpointing,
-        shard_weights=settings.shard_weights,
-        device_type=runtime.device.type,
-        attention_kernel=choose_kernel(
-            device_type=runtime.device.type,
-            compute_dtype=runtime.compute_dtype,
-            seq_len=settings.max_seq_len or seq_len_for(settings.depth),
+    names = (
+        "device_batch_size", "total_batch_size", "weight_decay", "grad_clip", "warmup_frac", "warmdown_frac",
+        "final_lr_frac", "eval_every", "sample_every", "save_every", "shard_weights",
+    )  # fmt: skip
+    return {name: getattr(settings, name) for name in names} | {
+        "world_size": runtime.world_size if world_size is None else world_size,
+        "flops_per_s": rate,
+        "memory_bytes": memory_bytes,
+        "compute_bytes": runtime.compute_dtype.itemsize,
+        "checkpoint_activations": settings.activation_checkpointing,
+        "device_type": runtime.device.type,
+        "attention_kernel": choose_kernel(
+            device_type=runtime.device.type, compute_dtype=runtime.compute_dtype, seq_len=seq_len
         )[0],
-    )
+    }
 
 
 def refuse_negative(settings: RunSettings) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from firstlight.eval.core.bundle import Bundle
 from firstlight.eval.samples import default_prompts
 from firstlight.recipes.core_probe import CoreProbe
-from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation
+from firstlight.recipes.probes import BpbProbe, SampleProbe, Validation, continuing
 from firstlight.recipes.settings import BaseSettings
 from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
@@ -39,7 +39,7 @@ def make_probes(
             budget=Budget(settings.eval_budget_s),
         ),
         SampleProbe(
-            tokenizer,
+            continuing(tokenizer),
             default_prompts(settings.data),
             every=plan.sample_every,
             console=console,

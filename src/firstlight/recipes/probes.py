@@ -197,14 +197,28 @@ class BpbProbe:
         return facts
 
 
+Say = Callable[[GPT, str, int], str]
+"""(model, prompt, seed) -> what the model says to it."""
+
+
+def continuing(tokenizer: Tokenizer) -> Say:
+    """How a base model speaks: it goes on with a text."""
+
+    def say(model: GPT, prompt: str, seed: int) -> str:
+        options = {"max_new_tokens": 48, "temperature": 0.8, "top_k": 50, "seed": seed}
+        return sample_prompts(model, tokenizer, [prompt], **options)[0].text
+
+    return say
+
+
 class SampleProbe:
-    """Let the model continue fixed prompts every ``every`` steps, and at the end."""
+    """Let the model speak to fixed prompts every ``every`` steps, and at the end."""
 
     name = "sample"
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        say: Say,
         prompts: Sequence[str],
         *,
         every: int,
@@ -217,7 +231,7 @@ class SampleProbe:
     ) -> None:
         """should_stop: looked at between prompts where there are several ranks; where it is true on any, all raise Dropped.
         in_lockstep: all ranks continue all prompts, because each forward pass needs all of them (sharded weights)."""
-        self._tokenizer, self._prompts = tokenizer, prompts
+        self._say, self._prompts = say, prompts
         self._every, self._console = every, console
         self._runtime, self._in_lockstep, self._beat = runtime, in_lockstep, beat
         self._should_stop = should_stop
@@ -261,16 +275,8 @@ class SampleProbe:
             self._beat(f"sampling, prompt {index + 1} of {len(self._prompts)}")
             try:
                 # A seed for each prompt: the text must not depend on who makes it.
-                sample = sample_prompts(
-                    model,
-                    self._tokenizer,
-                    [self._prompts[index]],
-                    max_new_tokens=48,
-                    temperature=0.8,
-                    top_k=50,
-                    seed=1337 + index,
-                )[0]
-                mine[str(index)] = {"prompt": sample.prompt, "completion": sample.text}
+                prompt = self._prompts[index]
+                mine[str(index)] = {"prompt": prompt, "completion": self._say(model, prompt, 1337 + index)}
             except Exception as error:
                 problem = error
                 mine = {"problem": f"rank {self._runtime.rank}: {type(error).__name__}: {error}"}

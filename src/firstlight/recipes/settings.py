@@ -195,7 +195,9 @@ class ChatSettings:
     """The conversations, and how a row is made of them."""
 
     data: str = "builtin-chat"
-    """Mixture of conversations, NAME[:WEIGHT],...: builtin-chat, files or folders (.jsonl, .parquet), hub data sets; text stands for the text of the base run."""
+    """Mixture of conversations, NAME[:WEIGHT],...: builtin-chat, files or folders (.jsonl, .parquet), hub data sets; and text, see --text."""
+    text: str | None = None
+    """What text stands for: builtin, a directory or file, or a hub data set. [the text of the base run]"""
     val_frac: float = 0.01
     """Part of the conversations that is set aside for validation, by content hash (builtin-chat has its own)."""
     epochs: float | None = None
@@ -263,7 +265,7 @@ class MidSettings(
     """Settings of `firstlight train mid`."""
 
     data: str = "builtin-chat:0.6,text:0.4"
-    """Mixture, NAME[:WEIGHT],...: conversations (builtin-chat, files, hub data sets), and text for the text of the base run."""
+    """Mixture, NAME[:WEIGHT],...: conversations (builtin-chat, files, hub data sets), and text, see --text."""
     chat_tasks: str = "none"
     """Tasks that are scored at the end, and on the way with --chat-every: NAME,... or none; see `firstlight eval chat`."""
 

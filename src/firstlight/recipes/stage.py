@@ -195,6 +195,10 @@ class StageRun(ABC, Generic[S]):
                 self.previous, data=data, data_hash=data_hash, tokenizer_hash=tokenizer_hash, kept_in=self.run_dir
             )
 
+    def extra_config(self) -> dict[str, Any]:
+        """What else the record of this stage says of its making."""
+        return {}
+
     def start_record(self, plan: Plan, data: StageData) -> None:
         # What a trial is still to find is not in the record before it: a resumed run would take it for found.
         left_out = {"lines", "model", *(("device_batch_size", "num_micro_batches") if self.batch_by_trial else ())}
@@ -219,6 +223,7 @@ class StageRun(ABC, Generic[S]):
                 "plan": planned,
                 "compiled": compiled,
                 "val": data.val,
+                **self.extra_config(),
             },
             "device": str(self.runtime.device),
             "dtype": self.runtime.dtype_name,
