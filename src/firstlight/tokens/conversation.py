@@ -122,9 +122,11 @@ def _pieces(turns: Sequence[Message]) -> Iterator[Piece]:
     for turn in turns:
         is_assistant = turn.role == "assistant"
         yield Piece(f"<|{turn.role}_start|>", True, False)
-        for kind, parts in groupby(turn.parts, key=lambda part: part.kind):
+        for kind, group in groupby(turn.parts, key=lambda part: part.kind):
+            parts = list(group)
             if kind == "text":
-                yield Piece("".join(part.text for part in parts), False, is_assistant)
+                text = parts[0].text if len(parts) == 1 else "".join(part.text for part in parts)
+                yield Piece(text, False, is_assistant)
                 continue
             carries = kind != "output"  # the tool writes its output, not the model
             for part in parts:

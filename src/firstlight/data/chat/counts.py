@@ -75,7 +75,7 @@ class ConversationCounts:
         """Sentences for people about what was skipped and mended; none where all is well."""
         lines = []
         if self.skipped:
-            lines.append(f"skipped {self.num_skipped:,} rows:")
+            lines.append(f"rows skipped: {self.num_skipped:,}")
             for reason, count in self.skipped.items():
                 lines.append(f"  {count:,} {reason} ({SKIP_REASONS[reason]})")
                 lines += [f"    {example}" for example in self.examples.get(reason, [])]

@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from firstlight.errors import DataError
-from firstlight.tokens.conversation import KIND_NAMES, Message, Part, parse_messages
+from firstlight.tokens.conversation import KIND_NAMES, Message, Part, Role
 
-ROLES = {
+ROLES: dict[str, Role] = {
     "system": "system", "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
 }  # fmt: skip
@@ -119,25 +118,34 @@ def _message(value: Any, place: int) -> Message:
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         raise BadConversation("wrong_role", f"{where} is of the role {name!r:.40}")
-    if isinstance(content, list):
-        for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if not isinstance(kind, str) or kind not in KIND_NAMES or not isinstance(part.get("text"), str):
-                raise BadConversation("not_text", f"{where} has a part that is no text, python or python_output")
-    elif not isinstance(content, str):
+    if isinstance(content, str):
+        message = Message.of(role, content)
+    elif isinstance(content, list):
+        message = Message(role, tuple(_part(part, where) for part in content))
+    else:
         raise BadConversation("not_text", f"{where} has a {_kind(content)} as its content")
-    if content == []:
-        content = ""
-    try:
-        (message,) = parse_messages([{"role": role, "content": content}], where=where)
-        "".join(part.text for part in message.parts).encode()
-    except UnicodeEncodeError:
-        raise BadConversation("invalid_utf8", f"{where} holds half of a surrogate pair, which is not text") from None
-    except DataError as error:
-        raise BadConversation("bad_message", error.what) from error
+    if any(not _is_unicode(part.text) for part in message.parts):
+        raise BadConversation("invalid_utf8", f"{where} holds half of a surrogate pair, which is not text")
     if role != "assistant" and any(part.kind != "text" for part in message.parts):
         raise BadConversation("tool_of_user", f"{where} is the {role}'s and has a tool's part")
     return message
+
+
+def _part(value: Any, where: str) -> Part:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind not in KIND_NAMES or not isinstance(value.get("text"), str):
+        raise BadConversation("not_text", f"{where} has a part that is no text, python or python_output")
+    return Part(KIND_NAMES[kind], value["text"])
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _mended(messages: Sequence[Message], changes: Counter[str]) -> tuple[Message, ...]:

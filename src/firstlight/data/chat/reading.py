@@ -6,7 +6,7 @@ Rows that give no conversation are skipped and counted, with their reason. A fil
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,15 @@ def _conversations(
 def _count(counts: ConversationCounts, read: ReadRow, name: str) -> None:
     counts.conversations += 1
     counts.messages += len(read.messages)
-    counts.text_bytes += sum(len(part.text.encode()) for message in read.messages for part in message.parts)
+    counts.text_bytes += text_bytes(read.messages)
     counts.change(read.changes)
     counts.add_form(name, read.form)
+
+
+def text_bytes(messages: Sequence[Message]) -> int:
+    """Bytes of UTF-8 in all parts of some messages."""
+    texts = (part.text for message in messages for part in message.parts)
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
 
 def _rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from firstlight.data.chat.counts import ConversationCounts
-from firstlight.data.chat.reading import KINDS_IN_WORDS, check_file, read_conversations, suffix_of
+from firstlight.data.chat.reading import KINDS_IN_WORDS, check_file, read_conversations, suffix_of, text_bytes
 from firstlight.data.sources.base import Progress, Source, SourceShard, natural_key
 from firstlight.data.sources.directory import _some, _walk
 from firstlight.data.sources.hub import HUB_FORM, HubData, open_hub, parse_hub_name
@@ -109,7 +109,7 @@ class BuiltinConversations:
             for where, messages in self.builtin.conversations(side):
                 counts.conversations += 1
                 counts.messages += len(messages)
-                counts.text_bytes += sum(len(part.text.encode()) for each in messages for part in each.parts)
+                counts.text_bytes += text_bytes(messages)
                 counts.add_form(BUILTIN_CHAT, side)
                 yield where, messages
 

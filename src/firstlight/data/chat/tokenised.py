@@ -89,6 +89,11 @@ class TokenisedConversations:
         return found
 
     @property
+    def has_own_sides(self) -> bool:
+        """Whether the source says itself what is for validation."""
+        return bool((self.sides != BY_HASH).any())
+
+    @property
     def num_val_in_train(self) -> int:
         """Conversations that the source has on both of its own sides: they are used for training only."""
         return int(self._is_val_in_train.sum())
