@@ -212,6 +212,8 @@ class ChatProbeSettings:
 
     chat_tasks: str = "builtin-chat"
     """Tasks that are scored at the end, and on the way with --chat-every: NAME,... or none; see `firstlight eval chat`."""
+    chat_data: Path | None = None
+    """Folder with the files of the tasks. [the published ones, downloaded once; builtin-chat and spelling need none]"""
     chat_every: int = 0
     """Steps between scores on the tasks (0: only at the end)."""
     chat_max_per_task: int = 100
@@ -225,7 +227,7 @@ class RewardSettings:
     """What reinforcement learning samples and rewards."""
 
     environment: str = "arithmetic"
-    """What asks and rewards: arithmetic, spelling, gsm8k, ...; see docs/rl.md."""
+    """What asks and rewards: arithmetic, spelling, counting, choice, gsm8k:FOLDER, code:FILE; see docs/rl.md."""
     prompts_per_step: int = 16
     """Prompts of one step, over all processes."""
     samples_per_prompt: int = 8
@@ -236,8 +238,12 @@ class RewardSettings:
     """Of the sampling while training; 1 is the model itself, which the gradient is right for."""
     top_k: int | None = None
     """Sample from the k likeliest tokens only. [all]"""
+    format_reward: float = 0.0
+    """What a wrong answer of the right form is worth, 0 to less than 1."""
+    updates_per_rollout: int = 1
+    """Updates from the same answers; more than one needs --clip."""
     clip: float | None = None
-    """PPO's clip of the ratio of probabilities. [none: one update a batch needs none]"""
+    """PPO's clip of the ratio of probabilities. [none: one update from the same answers needs none]"""
     kl: float = 0.0
     """Weight of the divergence from the model that it started from."""
     reward_problems: int = 200
@@ -306,7 +312,7 @@ RESUME_MAY_CHANGE = frozenset({
     "run", "resume", "num_iterations", "tokens", "flops", "minutes", "tokens_per_param", "device_batch_size", "eval_every",
     "eval_documents", "final_documents", "eval_budget_s", "sample_every", "sample_budget_s",
     "core_every", "core_max_per_task", "core_bundle", "core_budget_s", "chat_every", "chat_max_per_task", "chat_tasks",
-    "chat_budget_s", "epochs", "reward_problems", "reward_samples", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
+    "chat_budget_s", "chat_data", "epochs", "reward_problems", "reward_samples", "save_every", "keep", "log_every", "tracker", "profile", "device", "compile",
     "activation_checkpointing", "threads", "workers", "nonfinite_limit", "async_save", "hang_timeout",
     "check_replicas_every", "shard_weights", "spike", "grad_clip",
 })  # fmt: skip

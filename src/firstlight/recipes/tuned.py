@@ -25,9 +25,13 @@ from firstlight.data.chat.tokenised import TokenisedConversations, tokenise_conv
 from firstlight.data.loader import LineLoader
 from firstlight.data.shuffle import mix_seed
 from firstlight.errors import ConfigError
+from firstlight.eval.chat.task import ChatTask
 from firstlight.infer.calculator import Calculator
 from firstlight.recipes import resume
 from firstlight.recipes.assemble import Parts
+from firstlight.recipes.chat_bundle import open_tasks
+from firstlight.recipes.chat_eval import evaluate_chat, show_chat
+from firstlight.recipes.chat_probe import ChatProbe
 from firstlight.recipes.chat_samples import CHAT_PROMPTS, answering
 from firstlight.recipes.plans import horizon_of, plan_for_model
 from firstlight.recipes.prepare import PreparedData, prepare_data_together, store_notes
@@ -42,6 +46,7 @@ from firstlight.tokens.document import Document
 from firstlight.train.dial import batch_tokens_for
 from firstlight.train.plan import Horizon, Plan
 from firstlight.train.probing import Budget, Probe
+from firstlight.train.state import TrainState
 
 T = TypeVar("T", MidSettings, SftSettings)
 
@@ -183,6 +188,7 @@ class TunedRun(StageRun[T]):
         val = {name: each.split("val", val_frac=settings.val_frac) for name, each in self.tokenised.items()}
         data_hash = self.data_hash()
         self.check_identity(data=settings.data, data_hash=data_hash, tokenizer_hash=tokenizer.content_hash)
+        self.tasks = self.open_tasks()
         self.calculator = Calculator()
 
         def open_line(position: Position, stop: threading.Event) -> MixtureLine:
@@ -208,6 +214,22 @@ class TunedRun(StageRun[T]):
             notes=lambda: store_notes(self.text.store) if self.text is not None else [],
             close=self.close,
         )
+
+    def open_tasks(self) -> list[ChatTask]:
+        """The tasks that the run is scored on. Raises ConfigError for names that are not known."""
+        settings = self.settings
+        names = [name.strip() for name in settings.chat_tasks.split(",") if name.strip() not in ("", "none")]
+        if names and settings.shard_weights and self.runtime.world_size > 1:
+            raise ConfigError(
+                "--chat-tasks needs whole weights on each process, and --shard-weights divides them",
+                hint="use --chat-tasks none, and score the checkpoints with `firstlight eval chat`",
+            )
+        if not names:
+            return []
+        return open_tasks(
+            names, data=settings.chat_data, control=self.runtime.control, cache_dir=environment.cache_dir(),
+            report=self.console.say,
+        )  # fmt: skip
 
     def close(self) -> None:
         self.calculator.close()
@@ -240,17 +262,42 @@ class TunedRun(StageRun[T]):
         self, plan: Plan, data: StageData, parts: Parts, sink: RunSink, *, beat: Callable[[str], None]
     ) -> list[Probe]:
         settings = self.settings
-        return [
+        probes: list[Probe] = [
             BpbProbe(
                 self.validation, every=plan.eval_every, max_documents=settings.eval_documents or None, console=self.console,
                 budget=Budget(settings.eval_budget_s),
             ),
-            SampleProbe(
-                answering(data.tokenizer, self.calculator), CHAT_PROMPTS, every=plan.sample_every, console=self.console,
-                runtime=self.runtime, beat=beat, should_stop=lambda: self.stop.requested,
-                budget=Budget(settings.sample_budget_s),
+            ChatProbe(
+                self.tasks, data.tokenizer, every=settings.chat_every, max_per_task=settings.chat_max_per_task or None,
+                console=self.console, runtime=self.runtime, beat=beat, should_stop=lambda: self.stop.requested,
+                budget=Budget(settings.chat_budget_s, floor_s=600),
             ),
         ]  # fmt: skip
+        if self.is_sharded:
+            self.note("no answers are sampled on the way: each process holds a part of the weights only")
+            return probes
+        samples = SampleProbe(
+            answering(data.tokenizer, self.calculator), CHAT_PROMPTS, every=plan.sample_every, console=self.console,
+            runtime=self.runtime, beat=beat, should_stop=lambda: self.stop.requested,
+            budget=Budget(settings.sample_budget_s),
+        )  # fmt: skip
+        return [*probes, samples]
+
+    def score_end(
+        self, parts: Parts, data: StageData, sink: RunSink, end: TrainState, *, max_tokens: int | None
+    ) -> dict[str, Any]:
+        """Bits per byte of assistants' words, and the tasks."""
+        row = super().score_end(parts, data, sink, end, max_tokens=max_tokens)
+        if not self.tasks:
+            return row
+        result = evaluate_chat(
+            parts.model, data.tokenizer, self.tasks, runtime=self.runtime, console=self.console,
+            max_per_task=self.settings.chat_max_per_task or None, beat=self.beat,
+        )  # fmt: skip
+        show_chat(self.console, self.run_dir.name, result)
+        chat = result.to_dict()
+        sink.write("chat", end.step, {**chat, "final": True})
+        return row | {"chat": chat}
 
     def next_step(self) -> str:
         return f"firstlight chat {self.keeper.record.name}"

@@ -18,6 +18,10 @@ kind        keys (units in the names; a key that is not known is left out or nul
             was over its budget partial_val_bpb and partial_val_bpb_stderr instead, and cut: of how much they are
 ``sample``  samples: a list of {prompt, completion}
 ``core``    core and core_stderr (all 22 tasks) or mean_centered and its stderr, tasks: accuracy by label, bundle_hash
+``chat``    chat_core and its stderr, tasks: what each chat task gave
+``rl``      of a step's answers: reward_mean, reward_std, signal_frac, entropy_nats, length_mean, ... (rl/stats.py), and some
+            of the answers in texts
+``reward``  reward_mean, reward_stderr, pass_at_k, format_frac, ... on problems that are never trained on (rl/scores.py)
 ``save``    copy_s, waited_s (training waited for: copying, the save before), write_s (behind the steps), bytes
 ``event``   what (one sentence: a refused update, a failed save, a lost tracker), and whatever explains it
 ``run``     what ("started", "resumed", "stopped", "done"), and the facts that a continuation may change
@@ -38,7 +42,7 @@ from typing import Any
 
 from firstlight.errors import DataError
 
-KINDS = ("train", "eval", "sample", "core", "save", "event", "run")
+KINDS = ("train", "eval", "sample", "core", "chat", "rl", "reward", "save", "event", "run")
 _OWN_KEYS = ("kind", "step", "time_unix_s", "nonfinite")
 
 
