@@ -37,6 +37,7 @@ class RemoteFile:
 
     url: where it is. name: how messages name it. num_bytes: its size. sha256: hex digest, known for large files.
     git_sha1: git's hash of the blob, known for small ones; used where there is no sha256.
+    check: looks at a copy's outside; raises DataError where it is not whole, or not what is read here.
     """
 
     url: str
@@ -44,6 +45,7 @@ class RemoteFile:
     num_bytes: int | None = None
     sha256: str | None = None
     git_sha1: str | None = None
+    check: Callable[[Path, str], None] = check_file
 
 
 class _Retry(Exception):
@@ -69,7 +71,7 @@ def problem_with(path: Path, remote: RemoteFile, *, with_hash: bool = True) -> s
         if digest != remote.git_sha1:
             return f"its git hash is {digest}, and {remote.git_sha1} was published"
     try:
-        check_file(path, remote.name)
+        remote.check(path, remote.name)
     except DataError as error:
         return error.what
     return None

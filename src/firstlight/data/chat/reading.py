@@ -38,6 +38,15 @@ def check_file(path: Path, name: str) -> None:
         return
 
 
+def check_whole(path: Path, name: str) -> None:
+    """Look at a downloaded file's end, where it is Parquet. Raises DataError where it is not whole."""
+    if suffix_of(name) == ".parquet":
+        try:
+            pq.read_metadata(path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{name} is not a whole Parquet file: {text_files._first_line(error)}") from error
+
+
 def read_conversations(
     path: Path, counts: ConversationCounts, *, name: str | None = None
 ) -> Iterator[tuple[str, tuple[Message, ...]]]:

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from firstlight.data.chat.counts import ConversationCounts
-from firstlight.data.chat.reading import KINDS_IN_WORDS, check_file, read_conversations, suffix_of, text_bytes
+from firstlight.data.chat.reading import (
+    KINDS_IN_WORDS,
+    check_file,
+    check_whole,
+    read_conversations,
+    suffix_of,
+    text_bytes,
+)
 from firstlight.data.sources.base import Progress, Source, SourceShard, natural_key
 from firstlight.data.sources.directory import _some, _walk
-from firstlight.data.sources.hub import HUB_FORM, HubData, open_hub, parse_hub_name
+from firstlight.data.sources.hub import HUB_FORM, HubData, HubFetch, open_hub, parse_hub_name
 from firstlight.data.store import hash_file
 from firstlight.errors import ConfigError, DataError
 from firstlight.tokens.conversation import Message
@@ -159,8 +166,8 @@ def _hub_data(name: str) -> HubData | None:
 
 
 def _conversation_files(source: Source) -> Source:
-    """The source without files of other kinds (.txt)."""
-    kept = tuple(shard for shard in source.shards if suffix_of(shard.name))
+    """The source without files of other kinds (.txt), and whose files are checked as those of conversations."""
+    kept = tuple(_checked(shard) for shard in source.shards if suffix_of(shard.name))
     left_out = tuple(shard.name for shard in source.shards if not suffix_of(shard.name))
     if not kept:
         raise DataError(
@@ -169,6 +176,11 @@ def _conversation_files(source: Source) -> Source:
         )
     val_shard = source.val_shard if source.val_shard not in left_out else None
     return replace(source, shards=kept, val_shard=val_shard, ignored=(*source.ignored, *left_out))
+
+
+def _checked(shard: SourceShard) -> SourceShard:
+    assert isinstance(shard.fetch, HubFetch)
+    return replace(shard, fetch=replace(shard.fetch, remote=replace(shard.fetch.remote, check=check_whole)))
 
 
 def _open_path(path: Path, name: str) -> Source:
