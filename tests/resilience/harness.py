@@ -26,7 +26,7 @@ from ranks import free_port, server, set_place
 from safetensors.torch import load_file
 from words import WORDS
 
-from firstlight.recipes.settings import BaseSettings
+from firstlight.recipes.settings import BaseSettings, RunSettings
 
 NUM_STEPS = 20
 NUM_ROWS = 12
@@ -108,7 +108,7 @@ class Launch:
 
 def launch(
     place: Place,
-    settings: BaseSettings,
+    settings: RunSettings,
     world_size: int = 1,
     *,
     given: frozenset[str] | None = None,
@@ -121,7 +121,8 @@ def launch(
     fault: ``fault(rank, *fault_args)`` is called in each process before the recipe; see `faults`.
     """
     place.runs.mkdir(parents=True, exist_ok=True)
-    settings = replace(settings, data=str(place.texts)) if settings.data == BaseSettings().data else settings
+    if isinstance(settings, BaseSettings) and settings.data == BaseSettings().data:
+        settings = replace(settings, data=str(place.texts))
     if given is None:
         given = frozenset({"run", "resume"}) if settings.resume else frozenset()
     port = free_port()
@@ -143,13 +144,13 @@ def _job(
     world_size: int,
     port: int,
     place: Place,
-    settings: BaseSettings,
+    settings: RunSettings,
     given: frozenset[str],
     fault: Callable[..., None] | None,
     fault_args: tuple[Any, ...],
     output: Path,
 ) -> None:
-    """One rank: what `firstlight train base` does, with its output in a file and its exit code as the process's.
+    """One rank: what `firstlight train base` (or mid, sft, rl: as the settings are) does, with its output in a file and its exit code as the process's.
 
     How fast the machine multiplies is not measured, and one prompt is continued in place of seven: that decides no number
     of a run, and is most of the time of one so small.
@@ -163,18 +164,25 @@ def _job(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     set_place(rank, world_size, port, FIRSTLIGHT_CACHE=str(place.cache), FIRSTLIGHT_RUNS=str(place.runs))
     from firstlight.errors import FirstlightError
-    from firstlight.recipes import base
+    from firstlight.recipes import probe_list
+    from firstlight.recipes.base import BaseRun
+    from firstlight.recipes.launch import launch
+    from firstlight.recipes.mid import MidRun
+    from firstlight.recipes.rl import RlRun
+    from firstlight.recipes.settings import MidSettings, RlSettings, SftSettings
+    from firstlight.recipes.sft import SftRun
     from firstlight.runtime import hardware, precision
 
     peak = hardware.Peak(1e11, "not measured in this test")
     hardware.device_peak = lambda *_, **__: peak  # type: ignore[assignment]
     precision.matmul_flops_per_s = lambda *_, **__: 1e11  # type: ignore[assignment]
-    base.default_prompts = lambda _: ["the"]  # type: ignore[assignment]
+    probe_list.default_prompts = lambda _: ["the"]  # type: ignore[assignment]
+    stages: dict[type, Any] = {BaseSettings: BaseRun, MidSettings: MidRun, SftSettings: SftRun, RlSettings: RlRun}
     code = 0
     try:
         if fault is not None:
             fault(rank, *fault_args)
-        base.train_base(settings, given=given)
+        launch(stages[type(settings)], settings, given=given)
     except FirstlightError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
@@ -188,7 +196,7 @@ def _job(
     sys.exit(code)
 
 
-def run_to_end(place: Place, settings: BaseSettings, world_size: int = 1, *, codes: int = 0, **more: Any) -> Launch:
+def run_to_end(place: Place, settings: RunSettings, world_size: int = 1, *, codes: int = 0, **more: Any) -> Launch:
     """`launch`, wait, and hold every rank to the exit code ``codes``."""
     job = launch(place, settings, world_size, **more)
     assert job.wait(timeout_s=240) == [codes] * world_size, job.everything()

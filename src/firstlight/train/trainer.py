@@ -276,6 +276,9 @@ class Trainer:
         return replace(stats, rank_compute_s=times_s, rank_memory_bytes=tuple(int(size) for size in sizes))
 
     def _tell_refusal(self, before: TrainState, stats: StepStats) -> list[str]:
+        if stats.is_empty:
+            # The step's own row says so; nothing is wrong with its documents.
+            return []
         documents = self.documents_of(before.position, self.num_step_rows) if self.documents_of else []
         self.sink.write("event", before.step, {"what": f"update refused: {stats.skipped}", "documents": documents})
         named = f"; documents: {', '.join(documents[:3])}{' ...' * (len(documents) > 3)}" if documents else ""
