@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from firstlight.errors import ConfigError
 from firstlight.tokens.bpe import Tokenizer
 from firstlight.tokens.conversation import Message, Part, PartKind, render_prompt
+from firstlight.tokens.stream import StreamDecoder
 
 
 def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
@@ -15,35 +16,57 @@ def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(tokenizer.special_ids[name] for name in names if name in tokenizer.special_ids)
 
 
-def split_parts(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[Part, ...]:
-    """The ids of an answer as its parts: text, calls of the tool and their outputs.
+class PartStream:
+    """An answer's ids, one by one, as pieces of its parts; never with half a character.
 
-    A call or output that is not closed ends with the ids; one that begins inside another ends that one. An end without a
-    beginning, and the ids of `stop_ids`, are left out. Parts of text that are empty are left out too. Bytes that are no
-    UTF-8 become U+FFFD.
+    The tool's special tokens begin and end parts; one that begins inside another part ends that one. An end without a
+    beginning, and all other special tokens, are left out. Bytes that are no UTF-8 become U+FFFD.
+
+    kind: of the part that the next id belongs to. num_parts: parts begun, by which two calls in a row can be told apart.
     """
-    starts: dict[int, PartKind] = {
-        tokenizer.special_ids["<|python_start|>"]: "python",
-        tokenizer.special_ids["<|output_start|>"]: "output",
-    }
-    special = frozenset(tokenizer.special_ids.values())
-    parts: list[Part] = []
-    kind: PartKind = "text"
-    held: list[int] = []
 
-    def close() -> None:
-        if held or kind != "text":
-            parts.append(Part(kind, tokenizer.decode(held)))
-        held.clear()
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.kind: PartKind = "text"
+        self.num_parts = 0
+        self._decoder = StreamDecoder(tokenizer)
+        self._special = frozenset(tokenizer.special_ids.values())
+        kinds: tuple[PartKind, ...] = ("python", "output")
+        self._starts = {tokenizer.special_ids[f"<|{kind}_start|>"]: kind for kind in kinds}
+        self._ends = {tokenizer.special_ids[f"<|{kind}_end|>"] for kind in kinds}
 
+    def push(self, token_id: int) -> list[Part]:
+        """The pieces that this id makes whole: none, one, or the rest of the part that it ends."""
+        if token_id not in self._special:
+            text = self._decoder.push(token_id)
+            return [Part(self.kind, text)] if text else []
+        if token_id not in self._starts and not (token_id in self._ends and self.kind != "text"):
+            return []
+        rest = self.flush()
+        self.kind = self._starts.get(token_id, "text")
+        self.num_parts += 1
+        return rest
+
+    def flush(self) -> list[Part]:
+        """End of the answer: what is left of an unfinished character."""
+        text = self._decoder.flush()
+        return [Part(self.kind, text)] if text else []
+
+
+def split_parts(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[Part, ...]:
+    """The ids of an answer as its parts: text, calls of the tool and their outputs; see `PartStream`.
+
+    A call or output that is not closed ends with the ids. Parts of text that are empty are left out.
+    """
+    stream = PartStream(tokenizer)
+    texts: list[tuple[PartKind, list[str]]] = [("text", [])]
     for token_id in ids:
-        if token_id not in special:
-            held.append(token_id)
-        elif token_id in starts or kind != "text":
-            close()
-            kind = starts.get(token_id, "text")
-    close()
-    return tuple(parts)
+        num_before = stream.num_parts
+        texts[-1][1].extend(piece.text for piece in stream.push(token_id))
+        if stream.num_parts > num_before:
+            texts.append((stream.kind, []))
+    texts[-1][1].extend(piece.text for piece in stream.flush())
+    parts = [Part(kind, "".join(pieces)) for kind, pieces in texts]
+    return tuple(part for part in parts if part.text or part.kind != "text")
 
 
 def trim_history(
