@@ -26,11 +26,12 @@ class StopScanner:
         if self.is_stopped:
             return ""
         text = self._held + text
-        ends = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        # The one that is whole first counts, however the text was cut into pieces; of several, the longest.
+        ends = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
         if ends:
             self.is_stopped = True
             self._held = ""
-            return text[: min(ends)[0]]
+            return text[: min(ends)[1]]
         num_held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]
