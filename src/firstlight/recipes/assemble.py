@@ -70,6 +70,7 @@ def assemble(
         embedding_lr=plan.embedding_lr,
         unembedding_lr=plan.unembedding_lr,
         matrix_lr=plan.matrix_lr,
+        scalar_lr=plan.scalar_lr,
     )
     scaler = LossScaler() if runtime.compute_dtype == torch.float16 else None
     hidden = compiled_hidden(model) if compiled and not is_sharded else model.hidden

@@ -15,7 +15,7 @@ from firstlight.data.download import RemoteFile, download
 from firstlight.data.sources.hub import HubData, _fetch_listing, _file_url, _kept_listing
 from firstlight.errors import ConfigError, DataError
 from firstlight.eval.chat.builtin_task import builtin_chat
-from firstlight.eval.chat.catalog import FROM_FILES, NAMES, OFFLINE, Recipe
+from firstlight.eval.chat.catalog import FROM_FILES, NAMES, OFFLINE, Recipe, chosen
 from firstlight.eval.chat.multiple_choice import Row
 from firstlight.eval.chat.numbers import spelling
 from firstlight.eval.chat.task import ChatTask
@@ -43,19 +43,22 @@ def open_tasks(
     control: Channel,
     cache_dir: Path,
     report: Callable[[str], None] | None = None,
+    flags: tuple[str, str] = ("--tasks", "--data"),
     fetch: Fetch = download,
     endpoint: str | None = None,
 ) -> list[ChatTask]:
-    """The tasks, in the order of their names. Collective: a failure on one process is raised on all.
+    """The tasks, in the order of their names (`chosen`). Collective: a failure on one process is raised on all.
 
-    data: folder with their files; None: from the hub, kept in the cache. fetch, endpoint: for tests.
-    Raises ConfigError for a folder that is not there, DataError for a file that is missing or damaged, or a failed download.
+    data: folder with their files; None: from the hub, kept in the cache. flags: how messages name the two. fetch, endpoint:
+    for tests. Raises ConfigError for an unknown task and for a folder that is not there, DataError for a file that is missing or damaged, or a failed download.
     """
+
+    names = chosen(names, flag=flags[0])
 
     def work(note: Callable[[str], None]) -> list[ChatTask]:
         if data is not None and not data.is_dir():
-            raise ConfigError(f"--data {data} is not a folder", hint="it holds files such as gsm8k_test.jsonl")
-        opened = _Opener(data, cache_dir, fetch, endpoint)
+            raise ConfigError(f"{flags[1]} {data} is not a folder", hint="it holds files such as gsm8k_test.jsonl")
+        opened = _Opener(data, cache_dir, fetch, endpoint, flags)
         found = []
         for name in names:
             note(f"the questions of {name}")
@@ -77,7 +80,10 @@ def open_tasks(
 class _Opener:
     """Tasks by name; `builtin-chat` is opened once for the two that use it."""
 
-    def __init__(self, data: Path | None, cache_dir: Path, fetch: Fetch, endpoint: str | None) -> None:
+    def __init__(
+        self, data: Path | None, cache_dir: Path, fetch: Fetch, endpoint: str | None, flags: tuple[str, str]
+    ) -> None:
+        self._tasks_flag, self._data_flag = flags
         self._data, self._cache_dir, self._fetch, self._endpoint = data, cache_dir, fetch, endpoint
         self._builtin: BuiltinChat | None = None
 
@@ -99,8 +105,8 @@ class _Opener:
         path = _find(self._data, recipe.files)
         if path is None:
             raise DataError(
-                f"{name} has no file in --data {self._data}",
-                hint=f"looked for {', '.join(recipe.files)}; leave --data out to take it from the hub, or choose --tasks",
+                f"{name} has no file in {self._data_flag} {self._data}",
+                hint=f"looked for {', '.join(recipe.files)}; leave {self._data_flag} out to take it from the hub, or {name} out of {self._tasks_flag}",
             )
         return path, path.name
 
@@ -122,7 +128,7 @@ class _Opener:
             )  # fmt: skip
             return self._fetch(remote, folder / files[0]), f"{recipe.repo}/{files[0]}"
         except DataError as error:
-            hint = f"{error.hint}\n  or give a folder that has it with --data DIR, or leave it out of --tasks"
+            hint = f"{error.hint}\n  or give a folder that has it with {self._data_flag} DIR, or leave it out of {self._tasks_flag}"
             raise DataError(error.what, hint=hint.lstrip()) from error
 
     def _spelling(self) -> ChatTask:
@@ -170,7 +176,8 @@ def read_rows(path: Path, name: str) -> list[Row]:
 def _lines(path: Path) -> list[str]:
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").splitlines()
+        # Not splitlines: a text may hold other line separators (U+2028) than the one that ends a row.
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}", hint="copy or fetch it again") from error
 

@@ -68,19 +68,21 @@ def evaluate_chat(
     with ExitStack() as stack:
         run = stack.enter_context(Calculator()).run if any(task.kind == "generative" for task in tasks) else None
         asker = Asker(model, tokenizer, sampling=sampling, run_python=run, report=console.warn)
-        bar = stack.enter_context(console.progress(f"asking {label}", unit="questions"))
+        bar = stack.enter_context(console.progress(label, unit="questions"))
 
         def show(num_done: int, total: int, name: str) -> None:
             if beat is not None:
                 beat(f"{label}, {name}: {num_done} of {total} questions done")
             bar.set_total(total)
-            bar.label = f"asking {name}"
+            bar.label = f"{label}, {name}"
             bar.advance(num_done - bar.done)
 
-        return ask_all(
+        result = ask_all(
             asker, tasks, runtime=runtime, max_per_task=max_per_task, done=done, on_records=on_records, progress=show,
             should_stop=should_stop,
         )  # fmt: skip
+        bar.label = label
+    return result
 
 
 def evaluate_run(
@@ -118,7 +120,7 @@ def evaluate_run(
         result = evaluate_chat(
             loaded.model, loaded.tokenizer, tasks, runtime=runtime, console=console, max_per_task=max_per_task, seed=seed,
             max_new_tokens=max_new_tokens, temperature=temperature, max_rows=max_rows,
-            label=f"{loaded.record.name} the chat tasks", done=kept.records, on_records=kept.append,
+            label=f"{loaded.record.name}: the chat tasks", done=kept.records, on_records=kept.append,
         )  # fmt: skip
     asked = {task.name: task.num_items for task in result.tasks}
     num_resumed = sum(record["index"] < asked[record["task"]] for record in kept.records)
@@ -211,7 +213,19 @@ def show_chat(
         rows.append(_row(name, task))
         if beside is not None:
             rows.append(_row(beside[0], beside[1].task(task.name)))
-    columns = ("task", "model", "kind", "questions", "chance", "accuracy", "centred", "form", "ended", "at limit")
+    columns = (
+        "task",
+        "model",
+        "kind",
+        "questions",
+        "chance",
+        "accuracy",
+        "centred",
+        "form",
+        "ended",
+        "at limit",
+        "other end",
+    )
     console.table(columns, rows)
     groups = [
         (task.name, group, each.num_items, _percent(each.num_right, each.num_items), _percent(each.num_format, each.num_items))
@@ -239,7 +253,7 @@ MOST_GROUPS = 8
 
 
 def _row(name: str, task: TaskScore) -> tuple[object, ...]:
-    ended, form = task.ended_rate, task.format_rate
+    form, ended, limit = task.format_rate, task.ended_rate, task.limit_rate
     return (
         task.name,
         name,
@@ -250,7 +264,8 @@ def _row(name: str, task: TaskScore) -> tuple[object, ...]:
         f"{task.centered:+.4f}",
         None if form is None else f"{100 * form:.1f}%",
         None if ended is None else f"{100 * ended:.1f}%",
-        None if ended is None else f"{100 * (1 - ended):.1f}%",
+        None if limit is None else f"{100 * limit:.1f}%",
+        None if ended is None or limit is None else f"{100 * max(0.0, 1 - ended - limit):.1f}%",
     )
 
 

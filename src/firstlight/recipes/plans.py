@@ -97,10 +97,10 @@ def plan_for_model(
 ) -> Plan:
     """Plan of a later stage, whose model is there already.
 
-    rates: ``embedding_lr``, ``unembedding_lr`` and ``matrix_lr``, for those that the settings do not give; why_rates: their
+    rates: ``embedding_lr``, ``unembedding_lr``, ``matrix_lr`` and ``scalar_lr``, for those that the settings do not give; why_rates: their
     reason. Raises ConfigError that names every mistake.
     """
-    is_given = any(getattr(settings, name) is not None for name in rates)
+    is_given = any(getattr(settings, name, None) is not None for name in rates)
     if settings.lr_frac <= 0:
         raise ConfigError(
             f"--lr-frac {settings.lr_frac:g} must be above zero",
@@ -114,6 +114,7 @@ def plan_for_model(
         embedding_lr=settings.embedding_lr or rates["embedding_lr"],
         unembedding_lr=settings.unembedding_lr or rates["unembedding_lr"],
         matrix_lr=settings.matrix_lr or rates["matrix_lr"],
+        scalar_lr=rates["scalar_lr"],
         why_rates=f"given, or {why_rates}" if is_given else why_rates,
         **_common(settings, runtime, seq_len=settings.max_seq_len or model.max_seq_len),
     )

@@ -19,9 +19,9 @@ from firstlight.runtime.console import Console
 from firstlight.runtime.context import Runtime
 from firstlight.tokens.bpe import Tokenizer
 from firstlight.train.checkpoint import load_checkpoint, load_into
-from firstlight.train.dial import EMBEDDING_LR, MATRIX_LR, REFERENCE_WIDTH, UNEMBEDDING_LR
+from firstlight.train.dial import EMBEDDING_LR, MATRIX_LR, REFERENCE_WIDTH, SCALAR_LR, UNEMBEDDING_LR
 
-RATES = ("embedding_lr", "unembedding_lr", "matrix_lr")
+RATES = ("embedding_lr", "unembedding_lr", "matrix_lr", "scalar_lr")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Start:
     def rates(self, lr_frac: float) -> dict[str, float]:
         """Learning rates: those of the run's plan, or of the dial where it has none (an imported model), times ``lr_frac``."""
         width_scale = (self.model.n_embd / REFERENCE_WIDTH) ** -0.5
-        dial = dict(zip(RATES, (EMBEDDING_LR * width_scale, UNEMBEDDING_LR * width_scale, MATRIX_LR), strict=True))
+        rates = (EMBEDDING_LR * width_scale, UNEMBEDDING_LR * width_scale, MATRIX_LR, SCALAR_LR)
+        dial = dict(zip(RATES, rates, strict=True))
         planned: Mapping[str, Any] = self.record.config.get("plan", {})
         return {name: lr_frac * float(planned.get(name, dial[name])) for name in RATES}
 

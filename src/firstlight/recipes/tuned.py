@@ -155,7 +155,8 @@ class TunedRun(StageRun[T]):
             train, seq_len=self.seq_len, seed=mix_seed(settings.seed, "pack"), bos_id=self.start.tokenizer.bos_id,
             too_long=settings.too_long,
         )  # fmt: skip
-        self.note(f"{tokenised.name}: {tokenised.counts.describe()}")
+        for sentence in tokenised.counts.describe():
+            self.note(f"{tokenised.name}: {sentence.strip()}")
         self.note(f"{tokenised.name}: {packed.num_rows:,} rows of {self.seq_len}: {packed.counts.describe()}")
         return packed
 

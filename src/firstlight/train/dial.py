@@ -24,6 +24,7 @@ REFERENCE_WIDTH = 768
 EMBEDDING_LR = 0.2
 UNEMBEDDING_LR = 0.004
 MATRIX_LR = 0.02
+SCALAR_LR = 0.5
 
 # A depth-4 run of a few minutes ends lower with 4,096 tokens a step than with 2,048 (lab/LOG.md, 2026-11-25), and 16,384 were
 # far too many for it; so this is the smallest batch as well.

@@ -17,6 +17,7 @@ from firstlight.train.dial import (
     MATRIX_LR,
     REFERENCE_BATCH_TOKENS,
     REFERENCE_WIDTH,
+    SCALAR_LR,
     TOKENS_PER_PARAM,
     UNEMBEDDING_LR,
     batch_tokens_for,
@@ -72,6 +73,7 @@ class Plan:
     embedding_lr: float
     unembedding_lr: float
     matrix_lr: float
+    scalar_lr: float
     weight_decay: float
     grad_clip: float
     warmup_frac: float
@@ -149,6 +151,7 @@ def make_plan(
     embedding_lr: float | None = None,
     unembedding_lr: float | None = None,
     matrix_lr: float | None = None,
+    scalar_lr: float = SCALAR_LR,
     why_rates: str = "given",
     weight_decay: float | None = None,
     grad_clip: float = 1.0,
@@ -170,7 +173,7 @@ def make_plan(
     """Derive every number of a run from depth and a horizon; each value that is given replaces the rule's.
 
     model: one that is there already; its shape is then not derived from depth, preset and sizes, and ``seq_len`` may be less
-    than its context. why_rates: the reason of rates that are given.
+    than its context. why_rates: the reason of rates that are given. scalar_lr: of gates and scalars.
     flops_per_s: what one process is expected to *achieve* in training (not the peak); only estimates rest on it.
     memory_bytes: memory of one device, for the micro-batch and the check; None where it is not known.
     device_batch_size: None and "auto" are estimated here; what is "auto" is found by trial when the run starts.
@@ -372,6 +375,8 @@ def make_plan(
         f"{rates[2]:.4g}",
         why_rates if matrix_lr else "Muon's updates have a fixed size, so the rate does not depend on width",
     )
+    if scalar_lr != SCALAR_LR:
+        line("scalar_lr", f"{scalar_lr:.4g}", why_rates)
     decay = 0.0 if weight_decay is None else weight_decay
     line(
         "weight_decay",
@@ -418,7 +423,7 @@ def make_plan(
     return Plan(
         depth=depth, model=model, seq_len=rows_len, total_batch_size=batch, device_batch_size=micro_rows, num_micro_batches=num_micro,
         horizon=chosen, num_steps=num_steps, estimated_steps=estimated, num_tokens=num_tokens, flops_per_token=flops_per_token,
-        embedding_lr=rates[0], unembedding_lr=rates[1], matrix_lr=rates[2], weight_decay=decay, grad_clip=grad_clip,
+        embedding_lr=rates[0], unembedding_lr=rates[1], matrix_lr=rates[2], scalar_lr=scalar_lr, weight_decay=decay, grad_clip=grad_clip,
         warmup_frac=warmup, warmdown_frac=warmdown, final_lr_frac=final, momentum_start=0.85, momentum_end=0.95,
         eval_every=evals, sample_every=samples, save_every=saves, train_bytes=train_bytes, checkpoint_bytes=checkpoint_bytes,
         lines=tuple(lines),
