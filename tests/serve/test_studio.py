@@ -43,7 +43,10 @@ def test_the_page_and_every_file_that_it_names(client: TestClient) -> None:
     assert served == named, "a file that nothing uses, or one that is missing"
 
 
-@pytest.mark.parametrize("name", ["../studio.py", "%2e%2e/studio.py", "..%2fstudio.py", "/etc/passwd", "vendor/uplot", "", "vendor/uplot/LICENSE"])
+@pytest.mark.parametrize(
+    "name",
+    ["../studio.py", "%2e%2e/studio.py", "..%2fstudio.py", "/etc/passwd", "vendor/uplot", "", "vendor/uplot/LICENSE"],
+)
 def test_no_other_file_is_given(client: TestClient, name: str) -> None:
     assert client.get(f"/studio/static/{name}").status_code == 404
 

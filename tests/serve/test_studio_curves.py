@@ -54,8 +54,14 @@ def test_a_rewound_file_is_read_from_the_start(tmp_path: Path) -> None:
 
 def test_damaged_lines_are_counted_and_nothing_from_them_is_drawn(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    damaged = b'{"kind": "train", "step"\n[1]\n\x00\x00\n{"kind": 3}\n{"kind":"train","step":1,"x":NaN}\n' + b"[" * 9000 + b"\n"
-    path.write_bytes(lines_of(train_row(0)) + damaged + b"\n" + lines_of(train_row(1, loss_nats=None, nonfinite=["loss_nats"])))
+    damaged = (
+        b'{"kind": "train", "step"\n[1]\n\x00\x00\n{"kind": 3}\n{"kind":"train","step":1,"x":NaN}\n'
+        + b"[" * 9000
+        + b"\n"
+    )
+    path.write_bytes(
+        lines_of(train_row(0)) + damaged + b"\n" + lines_of(train_row(1, loss_nats=None, nonfinite=["loss_nats"]))
+    )
     found = read(path)
     assert found["num_damaged"] == 6
     assert found["train"]["step"] == [0, 1]
@@ -101,7 +107,9 @@ def test_an_answer_is_bounded_and_the_rest_comes_next(tmp_path: Path, monkeypatc
 
 def test_other_rows_are_bounded_too_and_left_out_ones_counted() -> None:
     rows = [{"kind": "eval", "step": i, "val_bpb": 1.0} for i in range(studio_curves.MOST_ROWS + 7)]
-    samples = [{"kind": "sample", "step": i, "samples": [{"prompt": "p", "completion": "<b>" * 3000}]} for i in range(8)]
+    samples = [
+        {"kind": "sample", "step": i, "samples": [{"prompt": "p", "completion": "<b>" * 3000}]} for i in range(8)
+    ]
     found = shape_rows(lines_of(*rows, *samples), max_points=10)
     assert [row["step"] for row in found["rows"]] == list(range(7, 7 + studio_curves.MOST_ROWS))
     assert [row["step"] for row in found["samples"]] == list(range(2, 8))
@@ -111,7 +119,15 @@ def test_other_rows_are_bounded_too_and_left_out_ones_counted() -> None:
 
 
 def test_large_values_in_other_rows_stay_behind() -> None:
-    row = {"kind": "core", "step": 1, "core": 0.1, "tasks": {"a": 1}, "words": "x" * 5000, "note": "short", "is_cut": False}
+    row = {
+        "kind": "core",
+        "step": 1,
+        "core": 0.1,
+        "tasks": {"a": 1},
+        "words": "x" * 5000,
+        "note": "short",
+        "is_cut": False,
+    }
     assert shape_rows(lines_of(row), max_points=10)["rows"] == [
         {"kind": "core", "step": 1, "core": 0.1, "note": "short", "is_cut": False}
     ]

@@ -56,7 +56,9 @@ def test_what_cannot_be_walked_is_said_in_words(client: TestClient) -> None:
 
 def test_only_the_newest_pages_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(studio_explain.Walks, "_make", lambda self, text, max_tokens: made.append(text) or f"page of {text}")
+    monkeypatch.setattr(
+        studio_explain.Walks, "_make", lambda self, text, max_tokens: made.append(text) or f"page of {text}"
+    )
     walks = studio_explain.Walks(tmp_path)
     addresses = {text: walks.address(text, 8) for text in "abcdef"}
     assert walks.address("a", 8) == addresses["a"]

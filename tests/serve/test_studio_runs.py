@@ -76,7 +76,9 @@ def test_metrics_go_on_from_a_place(client: TestClient, runs_dir: Path) -> None:
     assert (then["from"], then["train"]["step"], then["train"]["loss_nats"]) == (first["next"], [5], [1])
 
 
-@pytest.mark.parametrize("name", ["../secret", "..", ".", "older/../../secret", "/etc", "no-run", "OLDER/", "", "x" * 300, "a\x00b", "-a"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "..", ".", "older/../../secret", "/etc", "no-run", "OLDER/", "", "x" * 300, "a\x00b", "-a"]
+)
 def test_a_name_leads_nowhere_but_to_a_run(client: TestClient, runs_dir: Path, name: str) -> None:
     assert folder_of(name, runs_dir=runs_dir, served_dir=runs_dir / "older") is None
     for path in (f"/api/runs/{quote(name, safe='')}", f"/api/runs/{quote(name, safe='')}/metrics"):
@@ -86,7 +88,9 @@ def test_a_name_leads_nowhere_but_to_a_run(client: TestClient, runs_dir: Path, n
         assert "secret" not in answer.text or name in answer.text
 
 
-@pytest.mark.parametrize("query", ["from=-1", "from=x", "max_points=1", "max_points=99999", f"from={2**70}", "tag=" + "x" * 99])
+@pytest.mark.parametrize(
+    "query", ["from=-1", "from=x", "max_points=1", "max_points=99999", f"from={2**70}", "tag=" + "x" * 99]
+)
 def test_odd_questions_are_refused(client: TestClient, query: str) -> None:
     assert client.get(f"/api/runs/older/metrics?{query}").status_code == 422
 
@@ -99,7 +103,9 @@ def test_a_place_behind_the_end_begins_again(client: TestClient) -> None:
 def test_the_last_training_row_is_found_from_the_end(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert last_train_row(path) == {}
-    path.write_bytes(lines_of(*(train_row(i) for i in range(400)), {"kind": "eval", "step": 400}) + b'{"kind": "train", "step": 4')
+    path.write_bytes(
+        lines_of(*(train_row(i) for i in range(400)), {"kind": "eval", "step": 400}) + b'{"kind": "train", "step": 4'
+    )
     assert path.stat().st_size > 3 * 16 * 1024
     assert last_train_row(path)["step"] == 399
     path.write_bytes(json.dumps({"kind": "train", "step": 1}).encode())

@@ -56,7 +56,9 @@ def test_a_conversation_with_its_mask(client: TestClient) -> None:
     assert found["tokens"][0] == {"id": BOS, "text": "<|bos|>", "hex": "", "is_special": True, "carries_loss": False}
 
 
-@pytest.mark.parametrize("messages", [[], "x", [{"role": "robot", "content": "x"}], [{"role": "assistant", "content": "x"}]])
+@pytest.mark.parametrize(
+    "messages", [[], "x", [{"role": "robot", "content": "x"}], [{"role": "assistant", "content": "x"}]]
+)
 def test_no_conversation_is_said_in_words(client: TestClient, messages: object) -> None:
     answer = client.post("/api/render", json={"messages": messages})
     assert answer.status_code == 400
@@ -70,6 +72,9 @@ def test_limits_and_half_characters(client: TestClient) -> None:
     long = [{"role": "user", "content": "x" * (MOST_BYTES + 1)}]
     assert client.post("/api/render", json={"messages": long}).status_code == 413
     headers = {"Content-Type": "application/json"}
-    for path, body in (("tokenize", rb'{"text": "\ud800"}'), ("render", rb'{"messages": [{"role": "user", "content": "\ud800"}]}')):
+    for path, body in (
+        ("tokenize", rb'{"text": "\ud800"}'),
+        ("render", rb'{"messages": [{"role": "user", "content": "\ud800"}]}'),
+    ):
         answer = client.post(f"/api/{path}", content=body, headers=headers)
         assert answer.status_code == 400, answer.text

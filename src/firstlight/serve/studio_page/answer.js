@@ -9,6 +9,8 @@ const OPENS = { "<|python_start|>": "python", "<|output_start|>": "output" };
 const CLOSES = ["<|python_end|>", "<|output_end|>"];
 const LABELS = { python: "Python that the model wrote", output: "What it printed" };
 
+const FULL_SHADE_NATS = 6;
+
 export class Answer {
   constructor(tokens = []) {
     this.cells = [];
@@ -32,7 +34,7 @@ export class Answer {
     return this.tokens.every((token) => Number.isInteger(token.id));
   }
 
-  /** Take a token {text, bytes, id, logprob, top, forced, kind}; returns the cell that it completes, or null. */
+  /** Take a token {text, bytes, id, logprob, top, special}; returns the cell that it completes, or null. */
   push(token) {
     const marker = token.special ? token.text : null;
     if (marker !== null) {
@@ -42,7 +44,6 @@ export class Answer {
       this.kind = OPENS[marker] ?? (CLOSES.includes(marker) ? "text" : this.kind);
       return cell;
     }
-    if (token.kind) this.kind = token.kind;
     this.waiting.push(token);
     const text = token.bytes ? this.decoder.decode(new Uint8Array(token.bytes), { stream: true }) : token.text;
     return text ? this.give(text, {}) : null;
@@ -89,25 +90,28 @@ export class Answer {
   }
 }
 
-/** Tokens of one event of the stream, in the page's own words. */
+// Letters and signs are never in one ordinary token (the tokenizer splits between them first), so this is a special one.
+const isSpecial = (text) => /^<\|\w+\|>$/.test(text);
+
+/** Tokens of one event of either stream, in the page's own words. */
 export function tokensOf(choice) {
-  const kind = choice.delta?.kind ?? choice.kind ?? null;
+  if (choice.logprobs?.tokens) return textTokensOf(choice.logprobs);
   const content = choice.logprobs?.content;
   if (!content?.length) {
-    const text = choice.delta?.content ?? "";
-    return text ? [{ text, kind, top: [] }] : [];
+    const text = choice.delta?.content ?? choice.text ?? "";
+    return text ? [{ text, top: [] }] : [];
   }
-  return content.map((each) => ({
-    id: each.id,
-    text: each.token,
-    bytes: each.bytes ?? null,
-    logprob: each.is_forced ? null : each.logprob,
-    forced: Boolean(each.is_forced),
-    special: each.is_special ?? /^<\|\w+\|>$/.test(each.token),
-    kind,
-    top: (each.top_logprobs ?? []).map((top) => ({ id: top.id, text: top.token, bytes: top.bytes ?? null, logprob: top.logprob,
-      special: top.is_special ?? /^<\|\w+\|>$/.test(top.token) })),
-  }));
+  const own = (each) => ({ id: each.id, text: each.token, bytes: each.bytes ?? null, logprob: each.logprob, special: isSpecial(each.token) });
+  return content.map((each) => ({ ...own(each), ...(each.is_forced && { logprob: null }), top: (each.top_logprobs ?? []).map(own) }));
+}
+
+/** The older interface names a token by its text, and one that is no whole character as bytes:\\xc3. */
+function textTokensOf({ tokens, token_logprobs: logprobs, top_logprobs: tops }) {
+  const own = (name, logprob) => {
+    const bytes = /^bytes:(\\x[0-9a-f]{2})+$/.test(name) ? name.match(/[0-9a-f]{2}(?=\\|$)/g).map((hex) => parseInt(hex, 16)) : [...new TextEncoder().encode(name)];
+    return { text: name, bytes, logprob, special: isSpecial(name) };
+  };
+  return tokens.map((name, i) => ({ ...own(name, logprobs[i]), top: Object.entries(tops?.[i] ?? {}).map(([other, logprob]) => own(other, logprob)).sort((a, b) => b.logprob - a.logprob) }));
 }
 
 /** A token's own text; bytes that are no whole character as hexadecimal. */
@@ -150,7 +154,7 @@ export class AnswerView {
     const p = probabilityOf(cell);
     const span = el("span", { class: p === null ? "tok plain" : "tok" }, cell.text);
     if (p !== null) {
-      span.style.setProperty("--l", (1 - p).toFixed(3));
+      span.style.setProperty("--l", Math.min(1, -Math.log(p) / FULL_SHADE_NATS).toFixed(3));
       span.tabIndex = this.first ? 0 : -1;
       span.setAttribute("role", "button");
       span.setAttribute("aria-label", `${cell.text.trim() || "blank"}, ${percent(p)}`);

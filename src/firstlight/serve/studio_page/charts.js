@@ -88,8 +88,9 @@ export class Chart {
     return {
       ...this.size(),
       legend: { show: false },
+      padding: [8, 14, 0, 0],
       cursor: { points: { size: 8 }, drag: { x: true, y: false }, y: false, sync: { key: "runs" } },
-      scales: { x: { time: false, range: (u, min, max) => { this.lastMax = u.data[0].at(-1); return min === max ? [min - 1, max + 1] : [min, max]; } }, y: { range: (u, min, max) => this.limits(min, max) } },
+      scales: { x: { time: false, range: (u, min, max) => { this.lastMax = u.data[0].at(-1); return max - min > 1e-9 * Math.abs(max) ? [min, max] : [min - 1, max + 1]; } }, y: { range: (u, min, max) => this.limits(min, max) } },
       axes: [
         { ...axes, size: 34, gap: 4, values: (u, splits) => splits.map((v) => onAxis(v, this.axis)), space: 70, incrs: this.axis === "step" ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6] : undefined },
         { ...axes, size: 52, gap: 4, values: (u, splits) => splits.map(short), space: 34 },
@@ -103,7 +104,9 @@ export class Chart {
   limits(min, max) {
     if (min === null || max === null) return [0, 1];
     const [low, high] = this.range ?? [min, max];
-    const room = (high - low || Math.abs(high) || 1) * 0.06;
+    const size = Math.max(Math.abs(low), Math.abs(high)) || 1;
+    // A constant differs from its own mean by a rounding error; no axis can be cut into such steps.
+    const room = (high - low > 1e-6 * size ? high - low : size) * 0.06;
     return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
   }
 

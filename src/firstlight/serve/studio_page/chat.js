@@ -19,34 +19,47 @@ export function chatView(studio) {
   let pinned = true;
 
   const log = el("div", { class: "log", "aria-label": "Conversation", role: "region" });
-  const field = el("textarea", { id: "ask", rows: 1, placeholder: "Ask something", "aria-label": "Your message (Enter sends, Shift and Enter makes a new line)" });
+  const field = el("textarea", { id: "ask", rows: 1, placeholder: "Ask something", "aria-describedby": "ask-help" });
   const send = el("button", { type: "submit", class: "main send", "aria-label": "Send" }, icon(ICONS.send));
   const stop = el("button", { type: "button", class: "send stop", "aria-label": "Stop", hidden: true, onclick: () => running?.abort() }, icon(ICONS.stop));
   const shade = el("input", { type: "checkbox", id: "shade", checked: remembered("shade", true) });
-  const composer = el("form", { class: "composer" }, el("div", { class: "field" }, field, stop, send),
-    el("div", { class: "under" },
+  const modeKey = `mode.${studio.served?.run}`;
+  let mode = remembered(modeKey, studio.served?.recipe === "base" ? "text" : "chat");
+  const modes = el("fieldset", { class: "segments modes" }, el("legend", { class: "unseen" }, "How the model is asked"),
+    [["chat", "Chat"], ["text", "Continue"]].map(([value, label]) =>
+      el("label", {}, el("input", { type: "radio", name: "mode", value, checked: mode === value, onchange: () => { remember(modeKey, value); setMode(value); } }), el("span", {}, label))));
+  const composer = el("form", { class: "composer" }, el("span", { id: "ask-help", class: "unseen" }, "Enter sends; Shift and Enter makes a new line."), el("div", { class: "field" }, field, stop, send),
+    el("div", { class: "under" }, modes,
       el("label", { class: "check", for: "shade" }, shade, "Shade unlikely tokens"),
       el("button", { type: "button", class: "quiet", onclick: clear }, "New chat"),
       el("button", { type: "button", class: "quiet only-narrow", "aria-controls": "settings", onclick: () => settings.open() }, "Settings")));
   const settings = settingsPanel();
   const node = el("section", { class: "chat", "aria-label": "Chat" }, el("div", { class: "talk" }, log, composer), settings.node);
 
+  function setMode(value) {
+    mode = value;
+    const words = mode === "text" ? "Begin a text; the model goes on" : "Ask something";
+    field.placeholder = words;
+    field.setAttribute("aria-label", words);
+    if (!turns.length) draw();
+  }
+
   function restored() {
     try {
       return JSON.parse(sessionStorage.getItem("studio.turns") ?? "[]").map((turn) =>
-        turn.role === "user" ? turn : { role: "assistant", at: turn.at, versions: turn.versions.map(Answer.restored) });
+        turn.role === "user" ? turn : { role: "assistant", mode: turn.mode, at: turn.at, versions: turn.versions.map(Answer.restored) });
     } catch { return []; }
   }
 
   function keep() {
-    const saved = turns.map((turn) => (turn.role === "user" ? turn : { ...turn, versions: turn.versions.map((each) => each.saved()) }));
+    const saved = turns.map((turn) => (turn.role === "user" ? turn : { role: turn.role, mode: turn.mode, at: turn.at, versions: turn.versions.map((each) => each.saved()) }));
     try { sessionStorage.setItem("studio.turns", JSON.stringify(saved)); } catch { /* too long to keep: it is on the page */ }
   }
 
   const answerOf = (turn) => turn.versions[turn.at];
 
   function messagesBefore(index) {
-    const messages = turns.slice(0, index).map((turn) =>
+    const messages = turns.slice(0, index).filter((turn) => turn.mode !== "text").map((turn) =>
       turn.role === "user" ? { role: "user", content: turn.text } : { role: "assistant", content: answerOf(turn).content });
     const system = settings.values.system.trim();
     return system ? [{ role: "system", content: system }, ...messages] : messages;
@@ -72,10 +85,10 @@ export function chatView(studio) {
   }
 
   function welcome() {
-    const isBase = studio.served?.recipe === "base";
+    const isBase = studio.served?.recipe === "base" && mode === "chat";
     return el("div", { class: "welcome" }, el("h1", {}, `Talk to ${studio.served?.run ?? "the model"}`),
       el("p", {}, "Every token shows how likely the model found it: point at one, or press Tab and the arrow keys. Click it, or press Enter, for what else it might have said, and go on from there."),
-      isBase && el("p", { class: "note" }, "This run was trained on plain text only. It was never taught to answer: expect it to ramble."));
+      isBase && el("p", { class: "note" }, "This run was trained on plain text only. It was never taught to answer; \"Continue\", below, is what it can do."));
   }
 
   function drawTurn(turn, index) {
@@ -106,7 +119,7 @@ export function chatView(studio) {
     const mean = known.length ? Math.exp(known.reduce((a, b) => a + b, 0) / known.length) : null;
     const facts = [
       `${answer.tokens.length} tokens`, answer.numNew > 1 && answer.seconds > 0 && `${(answer.numNew / answer.seconds).toFixed(1)} a second`,
-      mean !== null && `${percent(mean)} a token`, ENDINGS[answer.finish],
+      mean !== null && `${percent(mean)} a token`, answer.endedEarly ?? ENDINGS[answer.finish],
     ];
     const isLast = index === turns.length - 1;
     turn.foot.replaceChildren(
@@ -115,7 +128,8 @@ export function chatView(studio) {
         el("span", {}, `${turn.at + 1} of ${turn.versions.length}`),
         el("button", { type: "button", class: "icon", "aria-label": "Later version", disabled: turn.at === turn.versions.length - 1, onclick: () => turnTo(turn, turn.at + 1) }, "›"))] : []),
       tool("Answer again", ICONS.retry, () => answerAgain(index)), tool("Copy", ICONS.copy, () => copyText(answer.text)),
-      tool("See this conversation as tokens", ICONS.tokens, () => studio.open("tokens", messagesBefore(index + 1))),
+      turn.mode === "text" ? tool("See this text as tokens", ICONS.tokens, () => studio.open("tokens", turns[index - 1].text + answer.text))
+        : tool("See this conversation as tokens", ICONS.tokens, () => studio.open("tokens", messagesBefore(index + 1))),
       el("span", { class: "soft facts" }, facts.filter(Boolean).join(" · ")));
   }
 
@@ -162,7 +176,7 @@ export function chatView(studio) {
   function branch(turn, index, token, other) {
     const before = answerOf(turn).tokens;
     const kept = before.slice(0, before.indexOf(token));
-    const chosen = { ...other, top: token.top, forced: false, kind: token.kind };
+    const chosen = { ...other, top: token.top };
     turns = turns.slice(0, index + 1);
     turn.versions.push(new Answer([...kept, chosen]));
     turn.at = turn.versions.length - 1;
@@ -176,6 +190,13 @@ export function chatView(studio) {
       return;
     }
     draw();
+    if (turn.mode === "text" && answerOf(turn).waiting.length) {
+      // This interface takes texts only.
+      const answer = answerOf(turn);
+      Object.assign(answer, { finish: "problem", problem: "This alternative is a part of a character: a text cannot go on from it. Choose another." });
+      drawFoot(turn, index);
+      return;
+    }
     write(index, { goesOn: true });
   }
 
@@ -196,7 +217,7 @@ export function chatView(studio) {
     const ask = () => {
       if (!box.value.trim()) return;
       turns = turns.slice(0, index);
-      say(box.value);
+      say(box.value, turn.mode);
     };
     box.addEventListener("keydown", (pressed) => {
       if (pressed.key === "Escape") draw();
@@ -207,19 +228,29 @@ export function chatView(studio) {
     box.focus();
   }
 
-  function say(text) {
-    turns.push({ role: "user", text }, { role: "assistant", at: 0, versions: [new Answer()] });
+  function say(text, asked = mode) {
+    turns.push({ role: "user", mode: asked, text }, { role: "assistant", mode: asked, at: 0, versions: [new Answer()] });
     draw();
     pinned = true;
     write(turns.length - 1, {});
+  }
+
+  /** [path, body] of the request for an answer, or for more of it. */
+  function requestOf(turn, index, goesOn) {
+    const answer = answerOf(turn);
+    if (turn.mode === "text") {
+      const prompt = turns[index - 1].text + (goesOn ? answer.text : "");
+      return ["/v1/completions", { prompt, stream: true, logprobs: NUM_ALTERNATIVES, ...settings.request() }];
+    }
+    const messages = messagesBefore(index);
+    if (goesOn) messages.push({ role: "assistant", content: answer.content, prefix: true, ...(answer.hasIds && { ids: answer.tokens.map((token) => token.id) }) });
+    return ["/v1/chat/completions", { messages, stream: true, logprobs: true, top_logprobs: NUM_ALTERNATIVES, truncation: "auto", ...settings.request() }];
   }
 
   /** Stream the answer of a turn from the server. */
   async function write(index, { goesOn = false }) {
     const turn = turns[index];
     const answer = answerOf(turn);
-    const messages = messagesBefore(index);
-    if (goesOn) messages.push({ role: "assistant", content: answer.content, prefix: true, ...(answer.hasIds && { ids: answer.tokens.map((token) => token.id) }) });
     const own = (running = new AbortController());
     setRunning(true);
     answer.finish = null;
@@ -228,9 +259,9 @@ export function chatView(studio) {
     announce("The model is writing.");
     const began = performance.now();
     try {
-      const body = { messages, stream: true, logprobs: true, top_logprobs: NUM_ALTERNATIVES, truncation: "auto", ...settings.request() };
-      for await (const event of stream("/v1/chat/completions", body, own.signal)) {
+      for await (const event of stream(...requestOf(turn, index, goesOn), own.signal)) {
         const choice = event.choices?.[0];
+        if (event.firstlight_ended_early) answer.endedEarly = event.firstlight_ended_early.replaceAll("_", " ");
         if (!choice) continue;
         for (const token of tokensOf(choice)) {
           const cell = answer.push(token);
@@ -292,6 +323,7 @@ export function chatView(studio) {
   });
   shade.addEventListener("change", () => { remember("shade", shade.checked); log.classList.toggle("shaded", shade.checked); });
 
+  setMode(mode);
   draw();
   return { node, show() { draw(); log.scrollTop = log.scrollHeight; if (matchMedia("(pointer: fine)").matches) field.focus({ preventScroll: true }); }, hide() { closePanel(); hideTip(); } };
 }

@@ -49,7 +49,7 @@ export function runsView() {
     el("div", { class: "runs-main" },
       el("div", { class: "bar" }, axes, el("label", { class: "smooth", for: "smooth" }, "Smoothing", smooth),
         el("label", { class: "check" }, whole, "From the first step"), el("label", { class: "check" }, all, "Every number")),
-      notes, empty, grid, facts, said));
+      notes, empty, grid, said, facts));
 
   function set(changes) {
     Object.assign(view, changes);
@@ -73,7 +73,9 @@ export function runsView() {
     remember("chosen", [...chosen]);
     if (is && !curves.has(name)) curves.set(name, new RunCurves(name));
     drawList();
-    refresh().then(drawFacts);
+    draw();
+    drawFacts();
+    refresh().catch(() => { /* the next look says what is wrong */ });
   }
 
   function drawList() {

@@ -7,7 +7,7 @@ const FIELDS = [
   ["temperature", "Temperature", { type: "number", min: 0, max: 2, step: 0.05 }, "0 takes the likeliest token each time"],
   ["top_k", "Top k", { type: "number", min: 0, max: 100000, step: 1 }, "choose among this many tokens; 0: among all"],
   ["max_tokens", "Most tokens", { type: "number", min: 1, max: 100000, step: 1 }, "an answer is cut there"],
-  ["seed", "Seed", { type: "number", min: 0, max: 2147483647, step: 1, placeholder: "another each time" }, "the same seed gives the same answer"],
+  ["seed", "Seed", { type: "number", min: 0, max: 2147483647, step: 1, placeholder: "any" }, "the same seed gives the same answer; empty: another each time"],
 ];
 
 export function settingsPanel() {

@@ -102,9 +102,10 @@ export function tokensView() {
     node,
     show(given) {
       if (Array.isArray(given)) lines = flat(given);
+      if (typeof given === "string") text.value = given;
       drawLines();
       renderText();
-      if (given) node.querySelector("#tok-h2").scrollIntoView();
+      if (given) node.querySelector(typeof given === "string" ? "#tok-h1" : "#tok-h2").scrollIntoView();
     },
   };
 }
