@@ -15,7 +15,7 @@ class NamedSettings:
     """What a run is called."""
 
     run: str | None = None
-    """Name of the run; its folder is runs/NAME. From depth and data, with a number, where not given."""
+    """Name of the run; its folder is runs/NAME. One is made, with a number, where none is given."""
     resume: bool = False
     """Continue the run NAME from its newest good checkpoint (or start it, where it has none yet)."""
 
@@ -65,7 +65,7 @@ class HorizonSettings:
     minutes: float | None = None
     """Horizon: wall-clock minutes from launch to the final score, set-up included."""
     tokens_per_param: float | None = None
-    """Horizon: tokens for each matmul parameter. The default horizon is 12 of these."""
+    """Horizon: tokens for each matmul parameter. The default horizon of a base run is 12 of these."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class ChatSettings:
     val_frac: float = 0.01
     """Part of the conversations that is set aside for validation, by content hash (builtin-chat has its own)."""
     epochs: float | None = None
-    """Horizon: passes over the conversations. The default horizon is 1 of these."""
+    """Horizon: passes over the conversations. [1, where no other horizon is given]"""
     too_long: Literal["cut", "skip"] = "cut"
     """Conversations longer than a row: cut at its end, or left out. Both are counted."""
 
