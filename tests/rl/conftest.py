@@ -1,0 +1,19 @@
+"""Fixtures of the tests of reinforcement learning."""
+
+from __future__ import annotations
+
+import pytest
+
+from firstlight.model.gpt import GPT
+from firstlight.tokens.bpe import Tokenizer
+from rl import toy
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return toy.byte_tokenizer()
+
+
+@pytest.fixture
+def model() -> GPT:
+    return toy.tiny_gpt()
