@@ -21,6 +21,7 @@ from pathlib import Path
 from firstlight.data.chat import builtin_answers
 from firstlight.data.chat.builtin_answers import KINDS, Kind
 from firstlight.data.chat.builtin_arithmetic import arithmetic
+from firstlight.data.chat.builtin_check import without_faults
 from firstlight.data.chat.builtin_choices import choices
 from firstlight.data.chat.builtin_docs import closed_book, open_book, several_turns, usable
 from firstlight.data.chat.builtin_example import SPLITS, Example, Split, parse_line
@@ -40,12 +41,13 @@ MANIFEST = "manifest.json"
 MIN_ENTRIES = 500
 """Fewer documented functions mean an install without sources."""
 
-NUM_OF_KIND: dict[Split, int] = {"train": 5_000, "val": 100, "test": 200}
-"""Conversations of the kinds spelling, counting and arithmetic; held-out questions of each kind."""
-OPEN_LIMITS = {"does": 1_500, "returns": 1_200, "param": 2_500, "raises": 400, "when": 400}
-CLOSED_LIMITS = {"does": 4_000, "returns": 500, "param": 700, "raises": 150, "when": 150}
+NUM_TRAIN = {"spelling": 5_000, "counting": 4_000, "arithmetic": 5_000}
+NUM_HELD_OUT: dict[Split, int] = {"val": 100, "test": 200}
+"""Questions of each kind."""
+OPEN_LIMITS = {"does": 1_200, "returns": 1_200, "param": 2_000, "raises": 400, "when": 400}
+CLOSED_LIMITS = {"does": 3_000, "returns": 500, "param": 700, "raises": 150, "when": 150}
 NUM_SEVERAL_TURNS = 1_500
-NUM_TALK = 400
+NUM_TALK = 500
 CHOICE_LIMITS = {"raises": 400, "name": 1_600, "does": 1_500, "word": 1_500}
 
 
@@ -174,54 +176,55 @@ def make(reading: Reading) -> dict[Split, list[Example]]:
             hint="name your own conversations with --data FILE.jsonl",
         )
     found: dict[Split, list[Example]] = {}
-    for split in SPLITS:
-        number = NUM_OF_KIND[split]
-        is_train = split == "train"
-        open_limits = OPEN_LIMITS if is_train else dict.fromkeys(OPEN_LIMITS, number // len(OPEN_LIMITS))
-        choice_limits = CHOICE_LIMITS if is_train else dict.fromkeys(CHOICE_LIMITS, number // len(CHOICE_LIMITS))
-        held: list[Example] = [
-            *open_book(entries, split, open_limits),
+    found["train"] = [
+        *open_book(entries, "train", OPEN_LIMITS),
+        *closed_book(entries, CLOSED_LIMITS),
+        *several_turns(entries, NUM_SEVERAL_TURNS),
+        *spelling(words, "train", NUM_TRAIN["spelling"]),
+        *counting(words, "train", NUM_TRAIN["counting"]),
+        *arithmetic("train", NUM_TRAIN["arithmetic"]),
+        *choices(entries, words, "train", CHOICE_LIMITS),
+        *talk(entries, NUM_TALK),
+    ]
+    random.Random("builtin-chat order train").shuffle(found["train"])
+    for split, number in NUM_HELD_OUT.items():
+        held = [
+            *open_book(entries, split, dict.fromkeys(OPEN_LIMITS, number)),
             *spelling(words, split, number),
             *counting(words, split, number),
             *arithmetic(split, number),
-            *choices(entries, words, split, choice_limits),
+            *choices(entries, words, split, dict.fromkeys(CHOICE_LIMITS, number)),
         ]
-        if is_train:
-            held += closed_book(entries, CLOSED_LIMITS)
-            held += several_turns(entries, NUM_SEVERAL_TURNS)
-            held += talk(entries, NUM_TALK)
-            random.Random("builtin-chat order train").shuffle(held)
-            found[split] = held
-        else:
-            found[split] = balanced(held, random.Random(f"builtin-chat order {split}"))
+        found[split] = balanced(held, number, random.Random(f"builtin-chat order {split}"))
     return found
 
 
-def balanced(examples: Iterable[Example], rng: random.Random) -> list[Example]:
-    """A mixed order in which the kinds take turns, and in each kind its tasks, as long as they last."""
+def balanced(examples: Iterable[Example], number: int, rng: random.Random) -> list[Example]:
+    """``number`` of each kind, its tasks as even as they last, in a mixed order in which the kinds take turns."""
     examples = list(examples)
     rng.shuffle(examples)
-    queues = {kind: _taking_turns([e for e in examples if e.kind == kind], key=lambda e: e.task) for kind in KINDS}
+    queues = [_tasks_in_turn([each for each in examples if each.kind == kind])[:number] for kind in KINDS]
     found: list[Example] = []
-    while any(queues.values()):
-        kinds = [kind for kind in KINDS if queues[kind]]
-        rng.shuffle(kinds)
-        found += [queues[kind].pop(0) for kind in kinds]
+    for place in range(number):
+        row = [queue[place] for queue in queues if place < len(queue)]
+        rng.shuffle(row)
+        found += row
     return found
 
 
-def _taking_turns(examples: list[Example], key: Callable[[Example], str]) -> list[Example]:
-    turns: Counter[str] = Counter()
+def _tasks_in_turn(examples: list[Example]) -> list[Example]:
+    """The first of each task, then the second of each, and so on."""
+    seen: Counter[str] = Counter()
     placed = []
     for place, example in enumerate(examples):
-        placed.append((turns[key(example)], place, example))
-        turns[key(example)] += 1
+        placed.append((seen[example.task], place, example))
+        seen[example.task] += 1
     return [example for _, _, example in sorted(placed, key=lambda each: each[:2])]
 
 
 def _build(folder: Path, versions: dict[str, str], progress: Progress | None) -> None:
     reading = read_installed(versions, progress)
-    examples = make(reading)
+    examples, left_out = without_faults(make(reading))
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
     try:
@@ -238,6 +241,7 @@ def _build(folder: Path, versions: dict[str, str], progress: Progress | None) ->
             "tasks": {
                 split: dict(sorted(Counter(f"{e.kind}: {e.task}" for e in examples[split]).items())) for split in SPLITS
             },
+            "left_out": dict(sorted(left_out.items())),
             "reading": dict(sorted(reading.counts.items())),
             "files": files,
         }

@@ -74,13 +74,13 @@ def arithmetic(split: Split, count: int) -> list[Example]:
     """Up to ``count`` different questions of a split; the same ones every time."""
     rng = random.Random(f"builtin-chat arithmetic {split}")
     found: dict[str, Example] = {}
-    # Test questions of equal words are drawn again; the bound ends it where a split has fewer than asked for.
+    # A question that was made before is drawn again; the bound ends it where a split has fewer than asked for.
     for turn in range(20 * count):
         if len(found) == count:
             break
         op = "+-*"[turn % 3]
         a, b = draw_pair(rng, op, split)
-        if rng.random() < STORY_FRAC and not (op == "-" and a < b):
+        if rng.random() < STORY_FRAC and min(a, b) > 1 and not (op == "-" and a <= b):
             ask = rng.choice(STORIES[op]).format(a=a, b=b, name=rng.choice(NAMES), things=rng.choice(THINGS))
             task = "story"
         else:

@@ -17,6 +17,7 @@ from firstlight.tokens.choices import LETTERS, choices_prompt
 
 NUM_CHOICES = 4
 MAX_CHOICE_CHARS = 60
+MAX_DRAWS = 1_000
 EXCEPTIONS = (
     "ValueError", "TypeError", "KeyError", "IndexError", "RuntimeError", "AttributeError", "NotImplementedError",
     "NetworkXError", "OSError", "ImportError", "LinAlgError", "ZeroDivisionError",
@@ -72,12 +73,14 @@ def _exceptions(entries: list[Entry], split: Split, count: int) -> list[Example]
 def _names(entries: list[Entry], split: Split, count: int) -> list[Example]:
     rng = _rng("name", split)
     pool = [entry for entry in entries if len(entry.name) <= 30 and len(entry.facts.does) <= 100]
+    of_kind = {is_class: [entry for entry in pool if entry.is_class == is_class] for is_class in (False, True)}
     count = min(count, len(pool))
     found = []
     for entry, place in zip(rng.sample(pool, count), _places(count, rng), strict=True):
-        wrong = _others(entry, pool, rng)
+        if not (wrong := _others(entry, of_kind[entry.is_class], rng)):
+            continue
         kind = "class" if entry.is_class else "function"
-        question = f"Which {kind} of {entry.module} has this documentation? {entry.facts.does}"
+        question = f"Which {kind} has this documentation? {entry.facts.does}"
         names = [f"`{each.name}`" for each in wrong]
         facts = tuple(entry_name(each) for each in (entry, *wrong))
         found.append(_example("name", question, f"`{entry.name}`", names, place, facts))
@@ -90,7 +93,8 @@ def _sentences(entries: list[Entry], split: Split, count: int) -> list[Example]:
     count = min(count, len(pool))
     found = []
     for entry, place in zip(rng.sample(pool, count), _places(count, rng), strict=True):
-        wrong = _others(entry, pool, rng)
+        if not (wrong := _others(entry, pool, rng)):
+            continue
         facts = tuple(entry_name(each) for each in (entry, *wrong))
         sentences = [each.facts.does for each in wrong]
         found.append(_example("does", f"What does {subject(entry)} do?", entry.facts.does, sentences, place, facts))
@@ -102,18 +106,20 @@ def _spelled_words(words: list[str], split: Split, count: int) -> list[Example]:
     count = min(count, len(words))
     found = []
     for word, place in zip(rng.sample(words, count), _places(count, rng), strict=True):
-        wrong = rng.sample([each for each in words if each != word], NUM_CHOICES - 1)
+        wrong = [each for each in rng.sample(words, NUM_CHOICES) if each != word][: NUM_CHOICES - 1]
         facts = tuple(word_name(each) for each in (word, *wrong))
         found.append(_example("word", f"Which word is spelled {spelled(word)}?", word, wrong, place, facts))
     return found
 
 
 def _others(entry: Entry, pool: list[Entry], rng: random.Random) -> list[Entry]:
-    """Three other entries: different in name and in sentence, from the entry and from each other."""
+    """Three other entries, different in name and in sentence from each other and this one; none where the pool is too small."""
     found = [entry]
-    while len(found) < NUM_CHOICES:
+    for _ in range(MAX_DRAWS):
+        if len(found) == NUM_CHOICES:
+            break
         other = rng.choice(pool)
         last, sentence = other.name.rsplit(".", 1)[-1].lower(), normalised(other.facts.does)
         if all(last != e.name.rsplit(".", 1)[-1].lower() and sentence != normalised(e.facts.does) for e in found):
             found.append(other)
-    return found[1:]
+    return found[1:] if len(found) == NUM_CHOICES else []

@@ -12,6 +12,7 @@ alone. With it (open book) the prompt decides the answer, and a model can answer
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ SYSTEMS = (
     "You are firstlight, a small language model that knows some Python.",
 )
 
-DOES = ("What does {it} do?", "What does {it} do?", "What is {it} for?", "Tell me what {it} does.")
+DOES = ("What does {it} do?", "What does {it} do?", "Tell me what {it} does.")
 IS = ("What is {it}?", "What is {it}?", "Tell me what {it} is.")
 RETURNS = ("What does {it} return?", "What does {it} return?", "What do I get back from {it}?")
 PARAM = ("What is the parameter `{name}` of {it}?", "What is `{name}` in {it}?", "What does {it} take as `{name}`?")
@@ -67,7 +68,7 @@ def usable(entries: list[Entry]) -> list[Entry]:
     kept: list[Entry] = []
     seen: set[str] = set()
     of_package: Counter[str] = Counter()
-    for entry in sorted(entries, key=lambda each: split_order(each.module, each.name)):
+    for entry in sorted(entries, key=lambda each: mixed_place(each.module, each.name)):
         package = entry.module.split(".")[0]
         if names[entry.module, entry.name] > 1 or len(entry.name) > MAX_NAME_CHARS or entry.facts.does.lower() in seen:
             continue
@@ -79,9 +80,9 @@ def usable(entries: list[Entry]) -> list[Entry]:
     return kept
 
 
-def split_order(module: str, name: str) -> float:
-    """A place in a fixed mixed order, so that a cut of the list takes no package's first letters."""
-    return random.Random(f"{module} {name}").random()
+def mixed_place(module: str, name: str) -> bytes:
+    """A place in a fixed mixed order, so that a cut of the list does not take the first letters of a package."""
+    return hashlib.sha256(f"{module} {name}".encode()).digest()
 
 
 def entry_name(entry: Entry) -> str:

@@ -20,7 +20,7 @@ _STRONG = re.compile(r"\*\*([^*]+)\*\*|(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])")
 _SIGNATURE = re.compile(r"[\w.]+\([^\n]*\)?(\s*->.*)?")
 _SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bvs)(?<!\bcf)(?<!\bapprox)[.!?](?=\s|$)")
 _JUNK = re.compile(
-    r"::|>>>|->|https?:|\\|\$|\.\.|[{}<>|=#~^@;_*]{2}|\s[*=<>|^~]|``|:math|TODO|FIXME|XXX|[^\x20-\x7e]|deprecated|"
+    r"::|>>>|->|--|[{}]|https?:|\\|\$|\.\.|[<>|=#~^@;_*]{2}|\s[*=<>|^~]|``|:math|TODO|FIXME|XXX|[^\x20-\x7e]|deprecated|"
     r"\bsee\b|\brefer to\b|\babove\b|\bbelow\b|\bfollowing\b|\balias\b|docstring|__|<\|",
     re.IGNORECASE,
 )
@@ -29,7 +29,12 @@ _DEFAULT = re.compile(
 )
 _TYPE_IN_FRONT = re.compile(r"^`{0,2}[\w.]+(?:\[[^\]]*\])?`{0,2}(?: (?:of|or) [\w.]+)?:\s+")
 _NAME = re.compile(r"\*{0,2}([A-Za-z]\w*)")
-_EXCEPTION = re.compile(r"[A-Z]\w*(?:Error|Exception|Warning|Interrupt|Iteration|NoPath|Found)|KeyError")
+_CUT_SHORT = re.compile(
+    r"\b(the|a|an|and|or|of|to|by|with|is|are|if|in|for|on|at|from|as|that|which|current|this)$", re.IGNORECASE
+)
+"""Ends of a sentence that has lost its end, mostly a default value."""
+_LINK_OF_MARKDOWN = re.compile(r"\[(`[^`\]]+`)\](?:\([^)]*\))?")
+_EXCEPTION = re.compile(r"[A-Z]\w+")
 _FIELD = re.compile(r":(\w+)((?:\s+[\w.*\[\], |]+)?):\s*(.*)")
 
 _KIND_OF = {
@@ -79,11 +84,9 @@ def facts_of(docstring: str) -> Facts:
     lines = [line.rstrip() for line in docstring.expandtabs().splitlines()]
     found = _sections(lines)
     params = [(name, text) for name, raw in found.params if (text := sentence(raw)) and len(text.split()) > 2]
-    raises = []
-    for name, raw in found.raises:
-        name = name.rsplit(".", 1)[-1]
-        if _EXCEPTION.fullmatch(name):
-            raises.append((name, sentence(raw)))
+    raises = [(name.rsplit(".", 1)[-1], sentence(raw)) for name, raw in found.raises]
+    if not all(_EXCEPTION.fullmatch(name) for name, _ in raises):
+        raises = []  # what is no name of a class was misread, and the list would lack it
     return Facts(
         does=_summary(found.front),
         params=tuple(dict(params).items()),
@@ -109,17 +112,26 @@ def sentence(text: str) -> str:
     paragraph = re.split(r"\n\s*\n", text.strip(), maxsplit=1)[0]
     if re.search(r"^\s*([-*+]|\d+\.) ", paragraph, re.MULTILINE):
         return ""
-    line = " ".join(paragraph.split())
-    line = _FOOTNOTE.sub("", _LINK.sub(r"\1", _ROLE.sub(r"`\1`", line))).replace("``", "`")
-    line = _STRONG.sub(lambda found: found[1] or found[2], line)
+    line = _without_markup(" ".join(paragraph.split()))
     end = _SENTENCE_END.search(line)
     first = line[: end.start()] if end else line
     if line[len(first) : len(first) + 1] in ("!", "?") or (end is None and first.endswith((":", ","))):
         return ""
-    first = _DEFAULT.sub("", first).strip().rstrip(",;")
+    if "default" in first.lower() or "(" in first:
+        first = _DEFAULT.sub("", first)
+    first = first.strip().rstrip(",;")
     if not first or not _is_clean(first):
         return ""
     return first[0].upper() + first[1:] + "."
+
+
+def _without_markup(line: str) -> str:
+    if "`" in line:
+        line = _LINK.sub(r"\1", _ROLE.sub(r"`\1`", line)).replace("``", "`")
+        line = _LINK_OF_MARKDOWN.sub(r"\1", line).replace("`~", "`")
+    if "*" in line:
+        line = _STRONG.sub(lambda found: found[1] or found[2], line)
+    return _FOOTNOTE.sub("", line) if "]_" in line else line
 
 
 def _is_clean(text: str) -> bool:
@@ -132,9 +144,9 @@ def _is_clean(text: str) -> bool:
         or text.count("[") != text.count("]")
     ):
         return False
-    if not re.match(r"[A-Za-z`]", text) or text[-1] in ".-(,":
+    if not re.match(r"[A-Za-z`]", text) or text[-1] in ".-(," or _CUT_SHORT.search(text):
         return False
-    letters = sum(map(str.isalpha, text)) + text.count(" ")
+    letters = sum(map(str.isalpha, text)) + text.count(" ") + text.count("`")
     words = text.split()
     return len(words) >= 2 and letters >= 0.85 * len(text) and max(map(len, words)) <= 30 and not text.isupper()
 
@@ -147,7 +159,7 @@ def _sections(lines: list[str]) -> _Sections:
         line = lines[i]
         bare = line.strip()
         title = bare.rstrip(":").lower()
-        is_ruled = i + 1 < len(lines) and re.fullmatch(r"\s*[-=~]{3,}", lines[i + 1]) is not None and bool(bare)
+        is_ruled = bool(bare) and i + 1 < len(lines) and _is_rule(lines[i + 1])
         if is_ruled:
             end = _end_of_ruled(lines, i + 2)
             _add_numpy(found, _KIND_OF.get(title), lines[i + 2 : end])
@@ -159,7 +171,7 @@ def _sections(lines: list[str]) -> _Sections:
                 end += 1
             _add_google(found, _KIND_OF.get(title), lines[i + 1 : end])
             i, in_front = end, False
-        elif match := _FIELD.match(bare):
+        elif bare.startswith(":") and (match := _FIELD.match(bare)):
             end = i + 1
             while end < len(lines) and lines[end].strip() and not lines[end].strip().startswith(":"):
                 end += 1
@@ -173,10 +185,15 @@ def _sections(lines: list[str]) -> _Sections:
     return found
 
 
+def _is_rule(line: str) -> bool:
+    bare = line.strip()
+    return len(bare) >= 3 and not bare.strip("-=~")
+
+
 def _end_of_ruled(lines: list[str], start: int) -> int:
     """Index of the next heading with a rule under it, or the end."""
     for i in range(start, len(lines) - 1):
-        if lines[i].strip() and re.fullmatch(r"\s*[-=~]{3,}", lines[i + 1]):
+        if lines[i].strip() and _is_rule(lines[i + 1]):
             return i
     return len(lines)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 
-from firstlight.data.chat.builtin_docs import SYSTEMS, subject, turns
-from firstlight.data.chat.builtin_example import Example, Split, split_of
+from firstlight.data.chat.builtin_docs import SYSTEMS, entry_name, of_split, subject, turns
+from firstlight.data.chat.builtin_example import Example
 from firstlight.data.chat.builtin_reading import Entry
 from firstlight.tokens.conversation import Message
 
@@ -44,7 +44,7 @@ def talk(entries: list[Entry], count: int) -> list[Example]:
     questions = [pair for users, reply in ASKED[1:] for pair in ((user, reply) for user in users)]
     for hello, (user, reply) in itertools.product(HELLO, questions):
         found.append(turns(hello, HELLO_REPLY, user, reply))
-    asked = [entry for entry in entries if split_of(_fact(entry)) == "train" and len(entry.facts.does) <= 90]
+    asked = [entry for entry in of_split(entries, "train") if len(entry.facts.does) <= 90]
     chosen = rng.sample(asked, min(len(asked), count // 2))
     with_facts: list[Example] = []
     for i, entry in enumerate(chosen):
@@ -54,16 +54,7 @@ def talk(entries: list[Entry], count: int) -> list[Example]:
         )
         users, reply = BYE if i % 3 == 2 else THANKS
         parts = [rng.choice(HELLO), HELLO_REPLY, *question] if i % 3 == 0 else [*question, rng.choice(users), reply]
-        with_facts.append(Example("talk", "talk", turns(*parts), None, (_fact(entry),)))
+        with_facts.append(Example("talk", "talk", turns(*parts), None, (entry_name(entry),)))
     rng.shuffle(found)
     plain = [Example("talk", "talk", messages, None, ()) for messages in found[: count - len(with_facts)]]
     return [*plain, *with_facts]
-
-
-def _fact(entry: Entry) -> str:
-    return f"doc {entry.module} {entry.name}"
-
-
-def talk_splits() -> tuple[Split, ...]:
-    """Splits that have small talk."""
-    return ("train",)

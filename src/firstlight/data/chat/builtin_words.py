@@ -22,7 +22,7 @@ from firstlight.data.chat.builtin_example import Example, Split, ask, ask_with_t
 
 MAX_WORDS = 9_000
 MIN_COUNT = 4
-"""How often a word is in the documentation, to be one of the words."""
+"""In how many docstrings a word must be, to be one of the words."""
 _WORD = re.compile(r"(?<![\w`./:@\\'-])[a-z]{3,12}(?![\w`/:@\\'(-]|\.\w)")
 _VOWELS = frozenset("aeiouy")
 
