@@ -145,7 +145,7 @@ def test_presets(httpserver, tmp_path: Path, name: str, repo: str, folder: str) 
         f"{folder}/train-00000-of-00002.parquet": parquet_bytes(["a"]),
         f"{folder}/test-00000-of-00001.parquet": parquet_bytes(["t"]),
         "other/train-00000-of-00001.parquet": parquet_bytes(["x"]),
-        f"{folder}/notes.txt": b"words",
+        f"{folder}/words.txt": b"words",
     }
     source = open_conversations(name, cache_dir=tmp_path, endpoint=serve(httpserver, repo, files))
     assert (source.name, source.splits) == (name, ())

@@ -41,6 +41,7 @@ class Mixture:
         for item in text.split(","):
             name, colon, last = item.strip().rpartition(":")
             weight = _number(last) if colon else None
+            name = name.strip()
             if weight is None:
                 name, weight = item.strip(), 1.0
             if not name:
