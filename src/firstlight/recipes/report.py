@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from firstlight.recipes.record import RunRecord, flatten, read_run
+from firstlight.recipes.report_chat import answers, chat_table, reward_card, reward_charts
 from firstlight.recipes.report_samples import samples_by_step
 from firstlight.recipes.report_style import HOVER_JS, LOGO, PAGE_CSS, PICTURE_CSS
 from firstlight.recipes.report_svg import Chart, Series, draw_chart, robust_top, smooth
@@ -83,18 +84,21 @@ def render_page(record: RunRecord, rows: Sequence[Row], *, damaged: Sequence[str
         _loss_chart(record, rows),
         _bpb_chart(rows),
         _core_chart(rows),
+        *reward_charts(lambda key, kind: _series(rows, key, kind=kind)),
         _plain_chart("Learning rate", "multiplier, 0 to 1", "violet", _series(rows, "lr_multiplier"), (0.0, 1.08)),
         _noisy_chart("Gradient norm", "before clipping", "teal", _series(rows, "grad_norm")),
         _noisy_chart("Speed", "tokens per second", "green", _series(rows, "tokens_per_s")),
         _noisy_chart("MFU", "% of the machine's peak", "rose", [(x, 100 * y) for x, y in _series(rows, "mfu")]),
     ]
+    is_rl = record.recipe == "rl"
     figures = "".join(
         '<figure class="card" style="margin:0">'
         + draw_chart(chart, width=548, height=310, css_class="wide")
         + draw_chart(chart, width=350, height=250, css_class="narrow")
         + "</figure>"
         for chart in charts
-        if any(series.points for series in chart.series) or chart.title in ("Training loss", "Validation")
+        if any(series.points for series in chart.series)
+        or (chart.title in ("Training loss", "Validation") and not is_rl)
     )
     status = record.shown_status()
     warning = "".join(f"<li>{shown_text(line)}</li>" for line in damaged)
@@ -105,13 +109,13 @@ def render_page(record: RunRecord, rows: Sequence[Row], *, damaged: Sequence[str
         '<div class="dawn"></div><header><div class="top">'
         f'{LOGO}<h1>{shown_text(record.name)}</h1><span class="pill {status}">{status}</span></div>'
         f'<p class="sub">{shown_text(" · ".join(_about(record)))}</p></header><main>'
-        f'<section class="verdict" aria-label="Results">{_score_card(record, rows)}{_tiles(record, rows)}</section>'
+        f'<section class="verdict" aria-label="Results">{reward_card(record) or _score_card(record, rows)}{_tiles(record, rows)}</section>'
         + (
             f'<div class="card warning">Lines of metrics.jsonl were left out:<ul class="notes">{warning}</ul></div>'
             if warning
             else ""
         )
-        + f'<section class="charts" aria-label="Curves">{figures}</section>{_samples(rows)}{_details(record, rows)}</main>'
+        + f'<section class="charts" aria-label="Curves">{figures}</section>{chat_table(record, shown_text)}{answers(rows, shown_text)}{_samples(rows)}{_details(record, rows)}</main>'
         f"<footer>Made by firstlight {shown_text(record.versions.get('firstlight', ''))} on {shown_date(time.time())}."
         " Every number is in metrics.jsonl beside this page, one JSON object a line.</footer>"
         f"<script>{HOVER_JS}</script></body></html>\n"
