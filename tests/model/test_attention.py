@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
@@ -145,13 +143,15 @@ def test_keys_outside_the_window_are_not_seen(kernel: Kernel) -> None:
     assert torch.equal(attend(q, k, v, num_past=39, window=5, kernel=kernel), expected)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_flex_compiles_as_one_graph() -> None:
-    """Forward only: on a CPU torch has no backward pass of it."""
+def test_flex_is_one_graph() -> None:
+    """Traced as a compiler would, and run without one: it is taken on a GPU only. Forward only: on a CPU torch has no
+    backward pass of it."""
     q, k, v = heads(1, 4, 301, 16, seed=0), heads(1, 2, 301, 16, seed=1), heads(1, 2, 301, 16, seed=2)
-    compiled = torch.compile(lambda *qkv: attend(*qkv, window=130, kernel="flex"), fullgraph=True, dynamic=False)
+    traced = torch.compile(
+        lambda *qkv: attend(*qkv, window=130, kernel="flex"), fullgraph=True, dynamic=False, backend="aot_eager"
+    )
     with torch.no_grad():
-        assert (compiled(q, k, v).double() - plain(q, k, v, 130)).abs().max() < 1e-5
+        assert (traced(q, k, v).double() - plain(q, k, v, 130)).abs().max() < 1e-5
 
 
 @pytest.mark.cuda

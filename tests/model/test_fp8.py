@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,14 +190,13 @@ def test_in_eval_mode_a_switched_model_is_the_old_one() -> None:
     assert not torch.equal(model.train()(ids), plain)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_a_compiled_trunk_is_one_graph_and_as_near_to_float32_as_the_eager_one() -> None:
-    """Not bit-equal: compiled code rounds less in between, and each such difference may turn a rounding to 8 bits."""
+def test_a_trunk_is_one_graph_forward_and_backward_as_near_to_float32_as_the_eager_one() -> None:
+    """Traced as a compiler would, and run without one: on a CPU fp8 is refused, so nobody compiles it there."""
+    config = replace(CONFIG, n_layer=1)
     ids = torch.randint(0, 97, (3, 23), generator=torch.Generator().manual_seed(3))
     hidden = {}
-    for name, dtype in (("exact", torch.float32), ("eager", torch.bfloat16), ("compiled", torch.bfloat16)):
-        model = build_gpt(CONFIG, seed=0, compute_dtype=dtype)
+    for name, dtype in (("exact", torch.float32), ("eager", torch.bfloat16), ("traced", torch.bfloat16)):
+        model = build_gpt(config, seed=0, compute_dtype=dtype)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for key, weight in model.named_parameters():
@@ -204,13 +204,15 @@ def test_a_compiled_trunk_is_one_graph_and_as_near_to_float32_as_the_eager_one()
                     weight.normal_(0, weight.shape[-1] ** -0.5, generator=generator)
         if name != "exact":
             use_fp8(model)
-        trunk = torch.compile(model.trunk, fullgraph=True, dynamic=False) if name == "compiled" else model.trunk
+        trunk = model.trunk
+        if name == "traced":
+            trunk = torch.compile(trunk, fullgraph=True, dynamic=False, backend="aot_eager")
         hidden[name] = trunk(model.embed(ids))
         hidden[name].sum().backward()
         assert model.get_parameter("transformer.h.0.mlp.c_fc.weight").grad is not None
-    errors = [relative_error(hidden[name].detach(), hidden["exact"].detach()) for name in ("eager", "compiled")]
+    errors = [relative_error(hidden[name].detach(), hidden["exact"].detach()) for name in ("eager", "traced")]
     assert errors[0] < 0.1
-    assert abs(errors[1] - errors[0]) < 0.2 * errors[0]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3)
 
 
 def test_it_learns_as_bf16_does() -> None:

@@ -91,11 +91,21 @@ def test_fp8_switches_matrices_and_says_how_many():
     assert not any("fp8" in note for note in plain.notes)
 
 
-@pytest.mark.slow
-def test_compiled_trunk_gives_what_the_plain_one_gives():
+def test_compiled_trunk_gives_what_the_plain_one_gives(monkeypatch):
+    """Traced only: tests/model/test_gpt.py has the numbers of compiled code."""
+    traced = []
+
+    def trace(function, **options):
+        traced.append(function)
+        return compile_with_torch(function, fullgraph=True, backend="aot_eager", **options)
+
+    compile_with_torch = torch.compile
+    monkeypatch.setattr(torch, "compile", trace)
     plan = plan_of()
     plain = assemble(plan, CPU, compiled=False, seed=3, checkpoint_activations=False)
     compiled = assemble(plan, CPU, compiled=True, seed=3, checkpoint_activations=False)
     ids_BT = torch.arange(64).view(2, 32)
     with torch.no_grad():
         torch.testing.assert_close(compiled.hidden(ids_BT), plain.hidden(ids_BT), atol=1e-5, rtol=1e-5)
+    assert compiled.model.trunk in traced
+    assert plain.model.trunk not in traced
