@@ -38,19 +38,21 @@ def list_(*, runs_dir: Path | None = None, json: bool = False) -> None:
     rows = []
     for run in runs:
         if run.record is None:
-            rows.append([run.name, "damaged", None, None, None, None, None])
+            rows.append([run.name, None, "damaged", None, None, None, None, None, None])
             continue
         final, elapsed_s = run.record.final, run.record.cost.get("elapsed_s")
         rows.append([
             run.name,
+            run.record.recipe,
             run.record.shown_status(),
             _score(final),
+            _answers(final),
             final.get("steps"),
             format_count(final["tokens"]) if final.get("tokens") is not None else None,
             format_duration(elapsed_s) if elapsed_s is not None else None,
             _ago(run.record.created_unix_s),
         ])  # fmt: skip
-    console.table(["run", "status", "val bpb", "steps", "tokens", "time", "started"], rows)
+    console.table(["run", "stage", "status", "val bpb", "answers", "steps", "tokens", "time", "started"], rows)
     for run in runs:
         if run.problem is not None:
             console.warn(f"run {run.name} is damaged: {run.problem}")
@@ -206,6 +208,14 @@ def _score(final: dict[str, Any]) -> str | None:
     if bpb is None:
         return None
     return f"{bpb:.4f} ± {error:.4f}" if error is not None else f"{bpb:.4f}"
+
+
+def _answers(final: dict[str, Any]) -> str | None:
+    """Mean reward of RL, or accuracy on the chat tasks."""
+    if final.get("reward_mean") is not None:
+        return f"reward {final['reward_mean']:.3f}"
+    tasks = final.get("chat", {}).get("tasks", [])
+    return ", ".join(f"{task['task']} {100 * task['accuracy']:.1f} %" for task in tasks) or None
 
 
 def _ago(unix_s: float) -> str:
