@@ -74,7 +74,7 @@ def _chosen(logits_NV: torch.Tensor, choices: Sequence[Choice], rule: str, k: in
         total_N1 = sums_NC.gather(-1, (sums_NC[:, :-1] < top_p_N1).sum(dim=-1, keepdim=True))
     # The first place whose sum is above the number; in case of rounding the first one that has the whole sum.
     place_N1 = torch.searchsorted(sums_NC, number_N1 * total_N1, right=True)
-    place_N1 = place_N1.minimum(torch.searchsorted(sums_NC, total_N1))
+    place_N1 = place_N1.minimum(torch.searchsorted(sums_NC, total_N1.contiguous()))
     return (place_N1 if ids_NC is None else ids_NC.gather(-1, place_N1))[:, 0]
 
 
