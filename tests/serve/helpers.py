@@ -140,7 +140,13 @@ class ScriptedEngine:
             raise ConfigError("the prompt has no tokens")
         self._next += 1
         tool = request.tool() if request.tool else None
-        self._rows[self._next] = {"request": request, "ids": list(self.script(request)), "tool": tool, "n": 0, "forced": []}
+        self._rows[self._next] = {
+            "request": request,
+            "ids": list(self.script(request)),
+            "tool": tool,
+            "n": 0,
+            "forced": [],
+        }
         return self._next
 
     def cancel(self, handle: int) -> None:
@@ -158,7 +164,9 @@ class ScriptedEngine:
         for handle, row in list(self._rows.items())[: self.max_rows]:
             request = row["request"]
             is_forced = bool(row["forced"])
-            token_id = row["forced"].pop(0) if is_forced else row["ids"].pop(0) if len(row["ids"]) > 1 else row["ids"][0]
+            token_id = (
+                row["forced"].pop(0) if is_forced else row["ids"].pop(0) if len(row["ids"]) > 1 else row["ids"][0]
+            )
             row["n"] += 1
             reason = None
             if not is_forced and token_id in request.stop_ids:

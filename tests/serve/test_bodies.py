@@ -105,7 +105,9 @@ def test_what_changes_nothing_is_ignored() -> None:
 
 
 def test_null_is_as_if_it_was_left_out() -> None:
-    fields = dict.fromkeys(["n", "seed", "stop", "temperature", "top_p", "max_tokens", "stream", "stream_options", "model"])
+    fields = dict.fromkeys(
+        ["n", "seed", "stop", "temperature", "top_p", "max_tokens", "stream", "stream_options", "model"]
+    )
     body = parse_body(json.dumps(TEXT | fields).encode(), CompletionBody)
     assert body.n is None
     assert body.stops == ()

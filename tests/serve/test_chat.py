@@ -145,9 +145,13 @@ def test_a_call_of_the_tool_is_run_and_its_output_forced() -> None:
         forced = "".join(entry["token"] for entry in choice["logprobs"]["content"] if entry["is_forced"])
         assert forced == "<|output_start|>42<|output_end|>"
         stream = server.ask("/v1/chat/completions", {"messages": ASKED, "stream": True}).body.decode()
-        deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in stream.splitlines() if line.startswith("data: {")]
+        deltas = [
+            json.loads(line[6:])["choices"][0]["delta"] for line in stream.splitlines() if line.startswith("data: {")
+        ]
         assert "".join(delta.get("content") or "" for delta in deltas) == "It is  so 42."
-        code = [part["text"] for delta in deltas for part in delta.get("firstlight_parts", ()) if part["type"] == "python"]
+        code = [
+            part["text"] for delta in deltas for part in delta.get("firstlight_parts", ()) if part["type"] == "python"
+        ]
         assert "".join(code) == "6*7"
         # A call that the prefix opened is still the tool's.
         engine.script = lambda request: script("*7<|python_end|>!<|assistant_end|>")

@@ -23,7 +23,9 @@ def locked() -> Iterator[Running]:
         yield found
 
 
-def asked(server: Running, path: str = "/v1/models", *, key: str | None = KEY, **headers: str) -> tuple[int, str | None]:
+def asked(
+    server: Running, path: str = "/v1/models", *, key: str | None = KEY, **headers: str
+) -> tuple[int, str | None]:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     if key is not None:
         named["Authorization"] = f"Bearer {key}"

@@ -13,12 +13,15 @@ from tests.serve.helpers import make_tokenizer
 
 TOKENIZER = make_tokenizer()
 BOS, USER, USER_END, ASSISTANT, END = (
-    TOKENIZER.special_ids[f"<|{name}|>"] for name in ("bos", "user_start", "user_end", "assistant_start", "assistant_end")
+    TOKENIZER.special_ids[f"<|{name}|>"]
+    for name in ("bos", "user_start", "user_end", "assistant_start", "assistant_end")
 )
 PYTHON, PYTHON_END = TOKENIZER.special_ids["<|python_start|>"], TOKENIZER.special_ids["<|python_end|>"]
 
 
-def prompt(messages: list[Any], *, context: int = 200, max_new_tokens: int = 10, is_trimmed: bool = False) -> ChatPrompt:
+def prompt(
+    messages: list[Any], *, context: int = 200, max_new_tokens: int = 10, is_trimmed: bool = False
+) -> ChatPrompt:
     return chat_prompt(messages, TOKENIZER, context=context, max_new_tokens=max_new_tokens, is_trimmed=is_trimmed)
 
 
@@ -64,7 +67,10 @@ def test_calls_of_the_tool_in_the_history_are_as_in_training() -> None:
     said = [{"type": "text", "text": "a"}, {"type": "python", "text": "1"}]
     found = prompt([user("x"), {"role": "assistant", "content": said}, user("y")])
     assert found.ids[4:10] == (ASSISTANT, 97, PYTHON, 49, PYTHON_END, END)
-    assert read_messages([user("x"), {"role": "assistant", "content": said}])[1].parts == (Part("text", "a"), Part("python", "1"))
+    assert read_messages([user("x"), {"role": "assistant", "content": said}])[1].parts == (
+        Part("text", "a"),
+        Part("python", "1"),
+    )
 
 
 @pytest.mark.parametrize(
