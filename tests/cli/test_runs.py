@@ -34,9 +34,20 @@ def runs_dir(tmp_path):
 def test_list_shows_the_newest_run_first_with_its_score(runs_dir, capsys):
     runs.list_(runs_dir=runs_dir)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["run", "status", "val", "bpb", "steps", "tokens", "time", "started"]
-    assert lines[2].split()[:9] == ["d4-wikipedia", "done", "1.8432", "±", "0.0123", "1,500", "12.3M", "3", "min"]
-    assert lines[3].split()[:4] == ["d2-poems", "stopped", "-", "-"]
+    assert lines[0].split() == ["run", "stage", "status", "val", "bpb", "answers", "steps", "tokens", "time", "started"]
+    expected = ["d4-wikipedia", "base", "done", "1.8432", "±", "0.0123", "-", "1,500", "12.3M", "3", "min"]
+    assert lines[2].split()[:11] == expected
+    assert lines[3].split()[:5] == ["d2-poems", "base", "stopped", "-", "-"]
+
+
+def test_list_shows_what_the_answers_of_later_stages_are_worth(runs_dir, capsys):
+    task = {"task": "builtin-chat", "accuracy": 0.625}
+    for name, final in (("chat", {"val_bpb": 0.5, "chat": {"tasks": [task]}}), ("rl", {"reward_mean": 0.75})):
+        write_run(new_run_dir(runs_dir, name), new_record(name, recipe=name, status="done", final=final))
+    runs.list_(runs_dir=runs_dir)
+    shown = capsys.readouterr().out
+    assert "builtin-chat 62.5 %" in shown
+    assert "reward 0.750" in shown
 
 
 def test_list_as_json_is_one_object_and_nothing_else(runs_dir, capsys):
