@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from rl import toy
 
 from firstlight.model.gpt import GPT
 from firstlight.tokens.bpe import Tokenizer
-from rl import toy
 
 
 @pytest.fixture(scope="session")

@@ -125,7 +125,7 @@ def test_every_problem_is_asked_once_an_epoch_and_the_position_says_where() -> N
 
 def test_groups_without_a_signal_and_samples_without_a_reward_are_no_targets() -> None:
     good = make()
-    reference = {ids: weights for ids, weights in answers_in(step_of(good))}
+    reference = dict(answers_in(step_of(good)))
     spoilt, level = (f"p{problem_index(p, 6, 3)}" for p in (1, 2))
     calls: list[str] = []
 

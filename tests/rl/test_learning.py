@@ -29,7 +29,9 @@ def rewards_of_training(seed: int, *, num_updates: int, **options) -> tuple[floa
     )  # fmt: skip
     optimizer = MuonAdamW([AdamWGroup("all", tuple(model.named_parameters()), 0.03, (0.9, 0.99), 1e-8)], CPU)
     for _ in range(num_updates):
-        assert train_step(model, optimizer, [next(batches)], CPU, Hyper()).skipped is None
+        stats = train_step(model, optimizer, [next(batches)], CPU, Hyper())
+        # When every answer is as good as can be there is nothing left to learn.
+        assert stats.skipped is None or stats.is_empty
     assert seen[-1].entropy_nats < seen[0].entropy_nats
     rewards = [stats.reward_mean for stats in seen]
     return sum(rewards[:4]) / 4, sum(rewards[-4:]) / 4
@@ -37,7 +39,7 @@ def rewards_of_training(seed: int, *, num_updates: int, **options) -> tuple[floa
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_reward_rises(seed: int) -> None:
-    first, last = rewards_of_training(seed, num_updates=25)
+    first, last = rewards_of_training(seed, num_updates=20)
     assert first < 0.3
     assert last > 0.75
 

@@ -196,3 +196,24 @@ def test_a_ratio_beyond_all_bounds_is_finite() -> None:
     )  # fmt: skip
     assert torch.isfinite(weighed.weights_BT).all()
     assert math.isfinite(weighed.kl_sum + weighed.ratio_sum)
+
+
+def test_the_worked_example_of_the_documentation() -> None:
+    """docs/rl.md: four answers to 2 + 3; ids 0 `5`, 1 `6`, 2 all others, and one place each but for the third."""
+    answers = {"A": ((0.8, 0.9, 0.5, 0.9), 1.0), "B": ((0.8, 0.9, 0.2, 0.9), 0.0), "C": ((0.2, 0.5), 0.0)}
+    answers["D"] = answers["A"]
+    advantages = group_advantages([reward for _, reward in answers.values()])
+    assert advantages == [0.5, -0.5, -0.5, 0.5]
+    sums = [-sum(map(math.log, probs)) for probs, _ in answers.values()]
+    assert sums == pytest.approx([1.127, 2.043, 2.303, 1.127], abs=1e-3)
+    assert sum(a * s for a, s in zip(advantages, sums, strict=True)) / 14 == pytest.approx(-0.0747, abs=1e-4)
+
+    # The place after `####` and a blank, from which A, B and D draw: logits are log p, and the head leaves them so.
+    logits_113 = torch.tensor([[[0.5, 0.2, 0.3]]]).log().requires_grad_()
+    targets_BT = torch.tensor([[0], [1], [0]])
+    weights_BT = weigh(targets_BT, torch.tensor([[0.5], [-0.5], [0.5]])).weights_BT
+    loss = summed_cross_entropy(
+        logits_113.expand(3, 1, 3), torch.eye(3), targets_BT, weights_BT, softcap=0.0, compute_dtype=torch.float32
+    )
+    (loss / 14).backward()
+    assert logits_113.grad.flatten().tolist() == pytest.approx([-0.0536, 0.0429, 0.0107], abs=1e-4)

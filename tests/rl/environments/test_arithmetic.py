@@ -38,7 +38,7 @@ def test_no_pair_of_numbers_is_in_both_splits(environment) -> None:
         for split in ("train", "test")
     }
     assert not pairs["train"] & pairs["test"]
-    assert environment.num_problems("train") > 15_000
+    assert environment.num_problems("train") > 8_000
     assert environment.num_problems("test") > 500
 
 

@@ -26,7 +26,10 @@ def add_7(environment):
 
 
 def test_problems_are_many_and_apart(environment) -> None:
-    asks = {s: {environment.problem(s, i).messages[0].text for i in range(environment.num_problems(s))} for s in ("train", "test")}
+    asks = {
+        s: {environment.problem(s, i).messages[0].text for i in range(environment.num_problems(s))}
+        for s in ("train", "test")
+    }
     assert not asks["train"] & asks["test"]
     assert len(asks["train"]) > 150
     assert len(asks["test"]) > 10

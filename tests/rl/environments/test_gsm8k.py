@@ -39,7 +39,9 @@ def test_a_folder_of_json_lines_and_parquet(tmp_path) -> None:
     assert [environment.reward(problem, text, ()) for text in texts] == [1, 1, 1, 0, 0, 1]
 
 
-@pytest.mark.parametrize("row", [{"question": "x"}, {"question": "x", "answer": "72"}, {"question": "", "answer": "#### 1"}, 5])
+@pytest.mark.parametrize(
+    "row", [{"question": "x"}, {"question": "x", "answer": "72"}, {"question": "", "answer": "#### 1"}, 5]
+)
 def test_a_row_of_something_else_is_named(tmp_path, row) -> None:
     (tmp_path / "train.jsonl").write_text(lines([ROWS[0], row]))
     (tmp_path / "test.jsonl").write_text(lines(ROWS))

@@ -15,7 +15,7 @@ from firstlight.errors import ConfigError
 from firstlight.rl.environments.base import Problem, Split
 from firstlight.rl.environments.listed import ListedEnvironment, check_not_empty
 
-NUM_PROBLEMS: dict[Split, int] = {"train": 20_000, "test": 1_000}
+NUM_PROBLEMS: dict[Split, int] = {"train": 10_000, "test": 1_000}
 
 
 def open_arithmetic(place: str, *, cache_dir: Path) -> ListedEnvironment:
