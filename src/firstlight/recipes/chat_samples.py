@@ -14,11 +14,12 @@ from firstlight.tokens.conversation import Message, render_prompt
 CHAT_PROMPTS = (
     "Who are you?",
     "What is 12 + 34?",
-    "How do you spell the word list?",
-    "How many letters e are in the word tree?",
-    "What does the function len return?",
+    'How do you spell "list"?',
+    'How many "e" are in "tree"?',
+    "What does `dot` in numpy do?",
     "Hello!",
 )
+"""In the words of `builtin-chat`, and nothing that other conversations would not have."""
 
 MAX_NEW_TOKENS = 96
 
