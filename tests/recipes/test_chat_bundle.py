@@ -74,9 +74,10 @@ def test_what_is_missing_is_named_with_where_it_was_looked_for(tmp_path: Path) -
         ("a.jsonl", b'{"a": 1}\n{"a"\n', "line 2 is not JSON"),
         ("a.jsonl", b"\xff\xfe", "cannot be read"),
         ("a.jsonl.gz", b"plain", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b"x" * 1000)[:30], "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b"x" * 1000, mtime=0)[:20], "cannot be read"),
         ("a.parquet", b"PAR1", "cannot be read"),
     ],
+    ids=["not JSON", "not UTF-8", "not gzip", "cut gzip", "not Parquet"],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
@@ -99,10 +100,9 @@ def test_without_a_folder_it_is_the_hubs_file(tmp_path: Path, monkeypatch: pytes
         "sha256": hashlib.sha256(made.read_bytes()).hexdigest(),
         "git_sha1": None,
     }
-    files = {
-        name: facts
-        for name in ("main/train-00000.parquet", "main/test-00000-of-00001.parquet", "socratic/test-0.parquet")
-    }
+    files = dict.fromkeys(
+        ("main/train-00000.parquet", "main/test-00000-of-00001.parquet", "socratic/test-0.parquet"), facts
+    )
     asked: list[tuple[RemoteFile, Path]] = []
 
     def listing(hub, path: Path, endpoint: str | None) -> dict:

@@ -15,12 +15,12 @@ from firstlight.eval.sandbox.program import Limits, run_program
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the steps are Linux's")
 
 STATUS = "print(open('/proc/self/status').read())"
-TOOK_S = Limits(wall_s=10)
+AMPLE = Limits(wall_s=120)
 
 
 def status_of(without: tuple[str, ...] = ("landlock",)) -> dict[str, str]:
     """Fields of /proc/self/status as a program sees them; Landlock would hide the file."""
-    result = run_program(STATUS, limits=TOOK_S, without=without)
+    result = run_program(STATUS, limits=AMPLE, without=without)
     return dict(re.findall(r"^(\w+):\s*(.*)$", result.stdout, re.MULTILINE))
 
 
@@ -54,36 +54,35 @@ def test_sockets_are_refused_by_the_filter_and_the_network_is_empty_without_it()
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         code = probe.format(port=server.getsockname()[1])
-        assert run_program(code, limits=TOOK_S, without=("landlock", "namespaces")).stdout == f"{errno.EPERM}\n"
+        assert run_program(code, limits=AMPLE, without=("landlock", "namespaces")).stdout == f"{errno.EPERM}\n"
         if os.getuid() == 0:
             return
-        result = run_program(code, limits=TOOK_S, without=("landlock", "seccomp"))
+        result = run_program(code, limits=AMPLE, without=("landlock", "seccomp"))
         if "namespaces" in result.isolation:
             assert int(result.stdout) in (errno.ENETUNREACH, errno.ECONNREFUSED)
 
 
 def test_a_second_filter_or_namespace_cannot_be_made() -> None:
-    code = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.{call}, ctypes.get_errno())"
-    for call in (
+    calls = (
         "unshare(0x10000000)",
         "mount(b'tmpfs', b'.', b'tmpfs', 0, None)",
         "ptrace(0, 0, 0, 0)",
         "syscall(435, 0, 0)",
-    ):
-        found = run_program(code.format(call=call), limits=TOOK_S).stdout.split()
-        # EPERM; ENOSYS for clone3.
-        assert found == ["-1", "38" if "435" in call else "1"], call
+    )
+    code = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    code += "".join(f"print(libc.{call}, ctypes.get_errno())\n" for call in calls)
+    # EPERM; ENOSYS for clone3.
+    assert run_program(code, limits=AMPLE).stdout == "-1 1\n-1 1\n-1 1\n-1 38\n"
 
 
 def test_landlock_holds_alone() -> None:
-    result = run_program("open('/etc/passwd')", limits=TOOK_S, without=("namespaces",))
+    result = run_program("open('/etc/passwd')", limits=AMPLE, without=("namespaces",))
     if "landlock" not in result.isolation:
         pytest.skip("this kernel has no Landlock")
     assert result.stderr.endswith("PermissionError: [Errno 13] Permission denied: '/etc/passwd'\n")
 
 
 def test_a_limit_is_never_raised() -> None:
-    import resource
     import subprocess
 
     code = (

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,15 @@ from firstlight.eval.sandbox.program import Limits, Result, find_isolation, run_
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="programs are run on POSIX systems only")
 
-SHORT = Limits(wall_s=0.5, memory_bytes=256 * 2**20)
-OVERDUE_S = 2.0
+SHORT = Limits(wall_s=0.5)
+AMPLE = Limits(wall_s=120)
+"""For programs that end by themselves, on however busy a machine."""
+OVERDUE_S = 10.0
+"""On a quiet machine it is a tenth of a second; this only tells that it does not hang."""
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs what only Linux has")
 
 
-def run(code: str, limits: Limits = SHORT, **more) -> Result:
+def run(code: str, limits: Limits = AMPLE, **more) -> Result:
     result = run_program(code, limits=limits, **more)
     assert result.elapsed_s < limits.wall_s + OVERDUE_S
     return result
@@ -62,11 +65,8 @@ LOOPS = {
 
 @pytest.mark.parametrize("code", LOOPS.values(), ids=LOOPS.keys())
 def test_what_does_not_end_is_ended(code: str) -> None:
-    started_s = time.monotonic()
-    result = run(code)
+    result = run(code, SHORT)
     assert (result.status, result.limit_hit) == ("timeout", "0.5 s of time")
-    # Its start included: an interpreter starts in a tenth of a second, and in more on a busy machine.
-    assert time.monotonic() - started_s < 0.5 + OVERDUE_S + 10
 
 
 @ON_LINUX
@@ -74,15 +74,22 @@ def test_what_does_not_end_is_ended(code: str) -> None:
     "code", ["x = []\nwhile True: x.append(bytearray(10**7))", "bytearray(10**10)", "'a' * 10**10"]
 )
 def test_memory_is_limited(code: str) -> None:
-    result = run(code, Limits(wall_s=5, memory_bytes=256 * 2**20))
+    result = run(code, Limits(wall_s=120, memory_bytes=256 * 2**20))
     assert (result.status, result.limit_hit) == ("memory", "268,435,456 bytes of memory")
+
+
+@ON_LINUX
+@pytest.mark.parametrize("first", ["", "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"])
+def test_processor_time_has_its_own_limit(first: str) -> None:
+    result = run(f"{first}while True: pass", Limits(wall_s=60, cpu_s=1))
+    assert (result.status, result.limit_hit) == ("timeout", "1 s of processor time")
 
 
 def test_deep_recursion_is_an_error_or_meets_a_limit() -> None:
     result = run("def f(): return f()\nf()")
     assert result.status == "error"
     assert "RecursionError" in result.stderr
-    endless = run("import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()", Limits(wall_s=1))
+    endless = run("import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()", SHORT)
     assert endless.status in ("memory", "timeout", "crashed")
 
 
@@ -93,7 +100,7 @@ def test_a_crash_names_its_signal() -> None:
 
 @pytest.mark.parametrize("where", ["stdout", "stderr"])
 def test_output_is_read_up_to_its_limit(where: str) -> None:
-    limits = Limits(wall_s=20, output_bytes=10_000)
+    limits = Limits(wall_s=120, output_bytes=10_000)
     result = run(f"import sys\nwhile True: sys.{where}.write('x' * 1000)", limits)
     assert (result.status, result.limit_hit) == ("output", "10,000 bytes of output")
     assert 10_000 < len(result.stdout) + len(result.stderr) < 10_000 + 2 * 65_536
@@ -114,17 +121,17 @@ FORK_BOMB = "import os\nwhile True: os.fork()"
      "import multiprocessing as m\np = m.Process(target=print)\np.start()"],
     ids=["fork bomb", "subprocess", "shell", "daemon", "multiprocessing"],
 )  # fmt: skip
-def test_there_is_no_second_process(code: str) -> None:
-    before = _children()
+def test_there_is_no_second_process(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     result = run(code)
     assert result.status == "error"
-    assert _children() == before
+    assert _processes_of(tmp_path) == []
 
 
 @ON_LINUX
 def test_threads_are_few() -> None:
     code = "import threading, time\nfor n in range(1000):\n  threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n  print(n)"
-    result = run(code, Limits(wall_s=5, max_threads=4))
+    result = run(code, Limits(wall_s=120, max_threads=4))
     if "namespaces" not in result.isolation:
         pytest.skip("threads are counted together with those of other programs here")
     assert result.status == "error"
@@ -214,13 +221,13 @@ def test_limits_cannot_be_raised() -> None:
 def test_nothing_is_left_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run("import os\nos.makedirs('a/b'); open('a/b/c', 'w').write('x'); os.chmod('a', 0)")
-    run("while True: pass")
+    run("while True: pass", SHORT)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_it_may_be_called_from_threads() -> None:
     results: list[Result] = []
-    threads = [threading.Thread(target=lambda n=n: results.append(run(f"print({n})", Limits()))) for n in range(4)]
+    threads = [threading.Thread(target=lambda n=n: results.append(run(f"print({n})"))) for n in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -260,7 +267,7 @@ sys.path.insert(0, sys.argv[1])
 from firstlight.eval.sandbox.program import Limits, run_program
 for without in ((), ("seccomp",)):
     for code in ("import os\\nwhile True: os.fork()", "open('/tmp/firstlight-test-evil', 'w')", "import os; os.kill(os.getppid(), 9)"):
-        print(run_program(code, limits=Limits(wall_s=5), without=without).status)
+        print(run_program(code, limits=Limits(wall_s=100), without=without).status)
 """
 
 
@@ -277,22 +284,16 @@ def test_it_holds_for_another_user_than_root(tmp_path: Path) -> None:
         pytest.skip("no interpreter, or no source, that others may read")
     done = subprocess.run(
         [python, "-B", "-c", AS_NOBODY, str(source)], user=65534, group=65534, extra_groups=[], env={"PATH": ""}, cwd="/",
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=250,
     )  # fmt: skip
     assert done.stdout.split() == ["error"] * 6, done.stderr
 
 
-def _children() -> set[str]:
-    """Processes that run a program of the sandbox now."""
-    found = set()
+def _processes_of(folder: Path) -> list[str]:
+    """Processes that run a program of this folder now."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if (
-                b"/work/program.py" in path.read_bytes()
-                or b"firstlight-" in path.read_bytes()
-                and b"program.py" in path.read_bytes()
-            ):
-                found.add(path.parent.name)
-        except OSError:
-            continue
+        with suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                found.append(path.parent.name)
     return found

@@ -29,8 +29,9 @@ JUDGES = 4
 
 FORMAT = "format"
 CROPPED = "cropped"
-ENDS = ("stop_id", "max_new_tokens", "context_full")
-"""How an answer ended: at its end token, or at one of two limits."""
+END_TOKEN, OTHER_TOKEN = "end_token", "other_token"
+ENDS = (END_TOKEN, OTHER_TOKEN, "max_new_tokens", "context_full")
+"""How an answer ended: with its end token, with another one that no answer holds (it began a new turn), or at a limit."""
 
 Record = dict[str, Any]
 """A decision as it is kept: task, index in the task's order, correct, choice, margin, marks, seconds; answer for people."""
@@ -113,7 +114,7 @@ class Asker:
             grades = list(pool.map(_graded, items, texts))
         records = []
         for i, grade, marks, completion in zip(indices, grades, marks_of, completions, strict=True):
-            marks = {*marks, completion.finish_reason, *([FORMAT] if grade.has_format else [])}
+            marks = {*marks, end_of(completion, tokenizer), *([FORMAT] if grade.has_format else [])}
             records.append(
                 {"index": i, "correct": grade.is_right, "choice": -1, "margin": None, "marks": sorted(marks),
                  "answer": tokenizer.decode(completion.ids)}
@@ -133,6 +134,13 @@ class Asker:
 def _graded(item: Item, text: str) -> Grade:
     assert item.grade is not None, f"{item.where} has no way to be judged"
     return item.grade(text)
+
+
+def end_of(completion: Completion, tokenizer: Tokenizer) -> str:
+    """How an answer ended, one of `ENDS`."""
+    if completion.finish_reason != "stop_id":
+        return completion.finish_reason
+    return END_TOKEN if completion.ids[-1] == tokenizer.special_ids["<|assistant_end|>"] else OTHER_TOKEN
 
 
 def text_of(completion: Completion, tokenizer: Tokenizer) -> str:

@@ -24,7 +24,7 @@ def builtin_chat(questions: Sequence[Question]) -> ChatTask:
         )
         for i, question in enumerate(questions)
     )
-    return ChatTask("builtin-chat", "generative", items, ANSWER_TOKENS)
+    return ChatTask("builtin-chat", "generative", items, ANSWER_TOKENS, is_mixed=True)
 
 
 def _grade_of(question: Question) -> Callable[[str], Grade]:

@@ -67,13 +67,13 @@ FROM_FILES = {
 NAMES = ("builtin-chat", *CHAT_CORE, "svamp")
 
 
-def chosen(names: Sequence[str]) -> list[str]:
+def chosen(names: Sequence[str], *, flag: str = "--tasks") -> list[str]:
     """Names of tasks, groups (core, offline, all) taken apart, each once. Raises ConfigError for an unknown one."""
     known = {**GROUPS, "all": NAMES, **{name: (name,) for name in NAMES}, "builtin_chat": ("builtin-chat",)}
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ConfigError(
-            f"--tasks: {', '.join(unknown)} is not known" if unknown else "--tasks names no task",
+            f"{flag}: {', '.join(unknown)} is not known" if unknown else f"{flag} names no task",
             hint=(did_you_mean(unknown[0], list(known)) if unknown else "")
             or f"tasks: {', '.join(NAMES)}; groups: core, offline, all",
         )

@@ -21,8 +21,8 @@ from firstlight.tokens.conversation import Message
 
 ANSWER_TOKENS = 400
 ASK = "Complete this Python function. Answer with the whole function in one code block.\n\n```python\n{prompt}```"
-LIMITS = Limits(wall_s=5.0)
-"""All 164 right answers end in under a second on one slow core; memory as in `Limits`."""
+LIMITS = Limits(wall_s=20.0, cpu_s=5)
+"""All 164 right answers take under a second of processor time; on a busy machine that may be many of the clock."""
 
 _FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -81,8 +81,10 @@ def _defines(program: str, name: str) -> bool:
 
 def _does_something(function: ast.FunctionDef) -> bool:
     """Whether there is more than a docstring: a prompt alone is valid Python, and no answer."""
-    rest = function.body[1:] if ast.get_docstring(function) is not None else function.body
-    return bool(rest)
+    return not all(
+        isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in function.body
+    )
 
 
 def passes_tests(program: str, *, without: Sequence[str] = ()) -> bool:

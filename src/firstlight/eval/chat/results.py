@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from firstlight.eval.chat.answers import CROPPED, ENDS, FORMAT, Record
+from firstlight.eval.chat.answers import CROPPED, END_TOKEN, ENDS, FORMAT, OTHER_TOKEN, Record
 from firstlight.eval.chat.catalog import CHAT_CORE
 from firstlight.eval.chat.task import ChatTask, Item
 
@@ -74,8 +74,15 @@ class TaskScore:
 
     @property
     def ended_rate(self) -> float | None:
-        """Share of answers that ended with their end token; the others ended at a limit. None for letters."""
-        return self.ends.get("stop_id", 0) / self.num_items if self.kind == "generative" else None
+        """Share of answers that ended with their end token. None for letters."""
+        return self.ends[END_TOKEN] / self.num_items if self.kind == "generative" else None
+
+    @property
+    def limit_rate(self) -> float | None:
+        """Share of answers that ended at a limit: of their own length, or of the context. None for letters."""
+        if self.kind != "generative":
+            return None
+        return 1 - (self.ends[END_TOKEN] + self.ends[OTHER_TOKEN]) / self.num_items
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -90,7 +97,7 @@ class TaskScore:
         return {
             "task": self.name, "kind": self.kind, "num_items": self.num_items, "num_right": sum(self.right),
             "accuracy": self.accuracy, "stderr": self.stderr, "chance": self.chance, "centered": self.centered,
-            "centered_stderr": self.centered_stderr, "format_rate": self.format_rate, "ended_rate": self.ended_rate,
+            "centered_stderr": self.centered_stderr, "format_rate": self.format_rate, "ended_rate": self.ended_rate, "limit_rate": self.limit_rate,
             "ends": {name: self.ends.get(name, 0) for name in ENDS} if self.kind == "generative" else None,
             "num_cropped": self.num_cropped, "seconds": self.seconds, "groups": groups, "content_hash": self.content_hash,
         }  # fmt: skip

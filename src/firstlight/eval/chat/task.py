@@ -52,13 +52,17 @@ class Item:
 
 @dataclass(frozen=True)
 class ChatTask:
-    """Questions of one kind, in the order of their source. max_new_tokens: of an answer. notes: what users should know."""
+    """Questions of one kind, in the order of their source. max_new_tokens: of an answer. notes: what users should know.
+
+    is_mixed: the source's own order is a good one to take the first few of, and is kept.
+    """
 
     name: str
     kind: Literal["categorical", "generative"]
     items: tuple[Item, ...]
     max_new_tokens: int = 0
     notes: tuple[str, ...] = ()
+    is_mixed: bool = False
 
     @cached_property
     def content_hash(self) -> str:
@@ -70,8 +74,10 @@ class ChatTask:
         return digest.hexdigest()
 
     def ordered(self, max_per_task: int | None = None) -> list[Item]:
-        """The questions in a fixed random order, the first ``max_per_task`` of them: more always include fewer."""
+        """The questions in a fixed mixed order, the first ``max_per_task`` of them: more always include fewer."""
         found = list(self.items)
+        if self.is_mixed:
+            return found[:max_per_task]
         random.Random(ORDER_SEED).shuffle(found)
         return found[:max_per_task]
 

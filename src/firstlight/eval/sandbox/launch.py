@@ -193,13 +193,17 @@ def landlock(libc: Any, readable: list[str], writable: list[str]) -> None:
 
 
 def limit(name: str, value: int) -> None:
-    """Set a resource limit, soft and hard, never above what it was. Raises OSError or ValueError."""
+    """Set a resource limit, soft and hard, never above the hard one that it had. Raises OSError or ValueError."""
     import resource
 
     kind = getattr(resource, f"RLIMIT_{name}")
     hard = resource.getrlimit(kind)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
+    # Processor time: SIGXCPU at the soft limit says what has happened; SIGKILL a second later cannot be ignored.
+    grace = 1 if name == "CPU" else 0
+    soft, hard = (
+        (value, value + grace) if hard == resource.RLIM_INFINITY else (min(value, hard), min(value + grace, hard))
+    )
+    resource.setrlimit(kind, (soft, hard))
 
 
 def seccomp(libc: Any) -> None:

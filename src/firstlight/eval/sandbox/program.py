@@ -37,13 +37,15 @@ EXIT_GRACE_S = 1.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. wall_s: seconds from its start. memory_bytes: address space, the interpreter's included.
+    """What a program may use. wall_s: seconds from its start. cpu_s: of processor time, whole ones; None is a little more
+    than wall_s. On a busy machine a program gets less of a second, so a score needs a generous wall_s. memory_bytes: address space, the interpreter's included.
 
     output_bytes: of standard output and standard error together. file_bytes: of one file. disk_bytes: of all its files
     (where it gets a disk of its own). max_threads: its main one included; it never gets a second process.
     """
 
     wall_s: float = 5.0
+    cpu_s: int | None = None
     memory_bytes: int = 512 * 2**20
     output_bytes: int = 256 * 2**10
     file_bytes: int = 2**20
@@ -132,6 +134,8 @@ class _Running:
 
     def __init__(self, folder: Path, limits: Limits, without: Sequence[str]) -> None:
         self._limits = limits
+        self._cpu_s = limits.cpu_s or math.ceil(limits.wall_s + EXIT_GRACE_S)
+        self._used_cpu_s = 0.0
         self._report = bytearray()
         self._out: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         executable = os.path.realpath(sys.executable)
@@ -152,7 +156,7 @@ class _Running:
             "report_fd": report_w,
             "without": list(without),
             "rlimits": {
-                "CPU": math.ceil(limits.wall_s + EXIT_GRACE_S),
+                "CPU": self._cpu_s,
                 "AS": limits.memory_bytes,
                 "FSIZE": limits.file_bytes,
                 "NOFILE": limits.open_files,
@@ -243,7 +247,9 @@ class _Running:
         """Kill whatever is left of it."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        _, status, usage = os.wait4(self._process.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._used_cpu_s = usage.ru_utime + usage.ru_stime
         with suppress(ProcessLookupError, PermissionError):
             for _ in range(100):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -260,8 +266,9 @@ class _Running:
         if cut == "output":
             return "output", f"{limits.output_bytes:,} bytes of output"
         last = stderr.strip().rpartition("\n")[2]
-        if code == -signal.SIGXCPU:
-            return "timeout", f"{limits.wall_s + EXIT_GRACE_S:g} s of processor time"
+        # A program that ignores SIGXCPU is killed a second later.
+        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and self._used_cpu_s > self._cpu_s):
+            return "timeout", f"{self._cpu_s:g} s of processor time"
         if code == -signal.SIGKILL or (code != 0 and re.match(r"(MemoryError|.*\[Errno 12\])", last)):
             return "memory", f"{limits.memory_bytes:,} bytes of memory"
         if code < 0:
