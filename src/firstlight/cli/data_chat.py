@@ -175,7 +175,7 @@ def _say_counts(console: Console, name: str, counts: ConversationCounts, found: 
         console.say(f"{file}: " + ", ".join(f"{count:,} in the form {form}" for form, count in forms.items()))
     if len(counts.forms) > 10:
         console.say(f"... and {len(counts.forms) - 10:,} more files")
-    for line in counts.lines():
+    for line in counts.describe():
         console.say(line)
     if found:
         names = list(found["tokens_per_conversation"])

@@ -71,17 +71,7 @@ class ConversationCounts:
         forms = self.forms.setdefault(file, {})
         forms[form] = forms.get(form, 0) + 1
 
-    def describe(self) -> str:
-        """One line for people."""
-        parts = [f"{self.conversations:,} conversations, {self.messages:,} messages"]
-        if self.skipped:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.items())
-            example = next(iter(self.examples.values()), [""])[0]
-            parts.append(f"{self.num_skipped:,} rows skipped ({reasons}; the first: {example})")
-        parts += [f"{count:,} {kind}" for kind, count in self.changed.items()]
-        return ", ".join(parts)
-
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         """Lines for people about what was skipped and mended; none where all is well."""
         lines = []
         if self.skipped:
