@@ -62,7 +62,7 @@ def test_what_is_missing_is_named_with_where_it_was_looked_for(tmp_path: Path) -
         opened(["gsm8k"], tmp_path, tmp_path, flags=("--chat-tasks", "--chat-data"))
     assert "chat/gsm8k_test.jsonl" in str(error.value)
     assert "--chat-tasks" in str(error.value)
-    with pytest.raises(ConfigError, match="--data .*nowhere is not a folder"):
+    with pytest.raises(ConfigError, match=r"--data .*nowhere is not a folder"):
         opened(["gsm8k"], tmp_path / "nowhere", tmp_path)
     with pytest.raises(ConfigError, match="gsm9k"):
         opened(["gsm9k"], tmp_path, tmp_path)
