@@ -161,7 +161,7 @@ def test_a_call_of_the_tool_is_run_and_its_output_forced() -> None:
 
 
 def test_a_stop_across_tokens_is_never_shown_and_frees_the_row() -> None:
-    engine = ScriptedEngine(lambda request: script("one, STO two STOP three") + [65])
+    engine = ScriptedEngine(lambda request: [*script("one, STO two STOP three"), 65])
     with scripted(engine) as server:
         choice = ask(server, stop=["STOP", "nothing"], max_tokens=100_000)["choices"][0]
         assert choice["message"]["content"] == "one, STO two "
