@@ -117,7 +117,7 @@ class BuiltinConversations:
                 counts.conversations += 1
                 counts.messages += len(messages)
                 counts.text_bytes += text_bytes(messages)
-                counts.add_form(BUILTIN_CHAT, side)
+                counts.add_form(f"{BUILTIN_CHAT}/{side}", "messages")
                 yield where, messages
 
 
