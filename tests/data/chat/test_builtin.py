@@ -15,6 +15,7 @@ from firstlight.data.chat import builtin
 from firstlight.data.chat.builtin import open_builtin_chat
 from firstlight.data.sources import builtin as builtin_corpus
 from firstlight.errors import DataError
+from firstlight.infer.calculator import Calculator
 from firstlight.runtime import environment
 
 SMALL = ("jinja2", "rich", "mpmath")
@@ -152,12 +153,13 @@ def test_a_damaged_cache_is_made_again_with_a_word(small, patched, tmp_path, mon
     first = open_builtin_chat(cache_dir=tmp_path)
     path = first.folder / "train.jsonl"
     whole = path.read_bytes()
+    said = []
     for damage in (whole[: len(whole) // 2], whole.replace(b"a", b"e", 1), None):
         if damage is None:
             path.unlink()
         else:
             path.write_bytes(damage)
-        said = []
+        said.clear()
         again = open_builtin_chat(cache_dir=tmp_path, progress=lambda *each: said.append(each[0]))
         assert path.read_bytes() == whole
         assert again.content_hash == first.content_hash
@@ -204,6 +206,14 @@ def test_the_files_are_conversations_that_the_general_reader_takes(small):
     for line, (_, messages) in zip(lines, small.conversations("test"), strict=True):
         stored = json.loads(line)["messages"]
         assert [each["role"] for each in stored] == [message.role for message in messages]
+
+
+def test_the_calculator_of_the_chat_prints_what_the_conversations_say(small):
+    parts = [m[-1].parts for _, m in small.conversations("test") if m[-1].parts[0].kind == "python"]
+    assert len(parts) == 80
+    with Calculator() as calculator:
+        for code, output, _ in parts[:30]:
+            assert calculator.run(code.text) == output.text
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_the_answer_of_an_open_question_stands_in_its_prompt():
 def test_no_function_is_in_two_splits_and_none_is_lost():
     train = by_name([*open_book(ENTRIES, "train", ALL), *closed_book(ENTRIES, ALL), *several_turns(ENTRIES, 10_000)])
     val, test = (by_name(open_book(ENTRIES, split, ALL)) for split in ("val", "test"))
-    assert not (train & val or train & test or val & test)
+    assert len(train) + len(val) + len(test) == len(train | val | test)
     assert train | val | test == {entry.name for entry in ENTRIES}
 
 
