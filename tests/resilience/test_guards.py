@@ -135,7 +135,7 @@ def test_r19_a_slow_first_step_is_no_hang(place):
     # A first step may compile for minutes; only steps after it are held to the deadline.
     run_to_end(
         place, replace(TINY, run="slow", num_iterations=3, hang_timeout=3.0), 2,
-        fault=faults.slow_first_step, fault_args=(8.0,),
+        fault=faults.slow_first_step, fault_args=(5.0,),
     )  # fmt: skip
 
 
