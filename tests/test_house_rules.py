@@ -36,6 +36,10 @@ WITHOUT_A_TEST_FILE = {
     "data/sources/base.py": "protocol types; used in every test under tests/data/sources",
     "recipes/report_samples.py": "part of the report; tests/recipes/test_report.py has its tests",
     "recipes/report_style.py": "constants; tests/recipes/test_report.py renders them",
+    "recipes/launch.py": "begins every run; tests/recipes/test_base.py and tests/resilience go through it",
+    "recipes/stage.py": "one launch of any stage; test_base.py, test_tuned.py, test_rl.py and tests/resilience run all of it",
+    "recipes/mid.py": "what differs from SFT; tests/recipes/test_tuned.py has its tests",
+    "recipes/sft.py": "what differs from mid-training; tests/recipes/test_tuned.py has its tests",
     "recipes/settings.py": "defaults and their help; tests/cli/test_train.py reads them",
 }
 

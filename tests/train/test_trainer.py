@@ -173,7 +173,7 @@ def launch(
         saves.note_good(found)
     trainer = Trainer(
         model, optimizer, loader, CPU, StepHorizon(num_steps, CURVE), num_micro_batches=MICRO,
-        num_step_tokens=MICRO * ROWS * T, num_step_rows=MICRO * ROWS,
+        num_step_rows=MICRO * ROWS,
         saves=saves, save_every=every, sink=sink, documents_of=loader.documents_of, scaler=scaler, **options,
     )  # fmt: skip
     return Launch(model, optimizer, trainer, sink, loader, start)

@@ -318,7 +318,7 @@ class StageRun(ABC, Generic[S]):
             batches = stack.enter_context(data.open_batches(plan, parts, start.position))
             trainer = Trainer(
                 parts.model, parts.optimizer, batches, runtime, horizon,
-                num_micro_batches=plan.num_micro_batches, num_step_tokens=plan.total_batch_size,
+                num_micro_batches=plan.num_micro_batches,
                 num_step_rows=plan.total_batch_size // plan.seq_len,
                 saves=stack.enter_context(saves), save_every=plan.save_every, sink=sink,
                 probes=self.make_probes(plan, data, parts, sink, beat=watchdog.beat),

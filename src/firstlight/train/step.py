@@ -35,6 +35,7 @@ class StepStats:
     ends. position: the data position after the step's last micro-batch.
     skipped: why nothing was applied, or None. Weights, optimizer state and update count are then bit-unchanged.
     is_spike: it was ``refuse`` that said so. is_empty: no target of the batch carried loss, which is nobody's fault.
+    num_tokens: places given to the model, padding included.
     compute_s: time of this rank's forward and backward passes, before it waited for any other rank.
     rank_compute_s, rank_memory_bytes: of every rank, where there are several and somebody has asked them.
     """
@@ -50,6 +51,7 @@ class StepStats:
     rank_compute_s: tuple[float, ...] = ()
     rank_memory_bytes: tuple[int, ...] = ()
     is_empty: bool = False
+    num_tokens: int = 0
 
 
 class _Config(Protocol):
@@ -101,9 +103,9 @@ def train_step(
     hidden = hidden or model.hidden
     loss_scale = scaler.scale if scaler else 1.0
     totals = torch.zeros(
-        2, dtype=torch.float64 if runtime.device.type != "mps" else torch.float32, device=runtime.device
+        3, dtype=torch.float64 if runtime.device.type != "mps" else torch.float32, device=runtime.device
     )
-    position = None
+    position, num_tokens = None, 0
     for batch in micro_batches:
         loss = summed_cross_entropy(
             hidden(batch.inputs_BT),
@@ -115,19 +117,21 @@ def train_step(
             compiled=compiled_loss,
         )
         loss.backward(torch.full_like(loss, loss_scale))
-        totals += torch.stack([loss.detach(), batch.num_targets()]).to(totals.dtype)
+        totals[:2] += torch.stack([loss.detach(), batch.num_targets()]).to(totals.dtype)
+        num_tokens += batch.inputs_BT.numel()
         position = batch.position
     if position is None:
         raise ValueError("train_step was given no micro-batch")
 
+    totals[2] = num_tokens
     compute_s = 0.0
     if runtime.world_size > 1:
         # The totals are read next, so the device is waited for in any case.
         runtime.synchronize()
         compute_s = time.perf_counter() - start_s
         runtime.sum_(totals)
-    loss_sum, num_targets = totals.tolist()
-    num_targets = round(num_targets)
+    loss_sum, num_targets, num_tokens = totals.tolist()
+    num_targets, num_tokens = round(num_targets), round(num_tokens)
     loss_nats = loss_sum / num_targets if num_targets else 0.0
     grad_norm, skipped, is_spike = math.nan, None, False
     if num_targets == 0:
@@ -149,5 +153,6 @@ def train_step(
     runtime.synchronize()
     elapsed_s = time.perf_counter() - start_s
     return StepStats(
-        loss_nats, grad_norm, num_targets, elapsed_s, position, skipped, is_spike, compute_s, is_empty=num_targets == 0
-    )
+        loss_nats, grad_norm, num_targets, elapsed_s, position, skipped, is_spike, compute_s, is_empty=num_targets == 0,
+        num_tokens=num_tokens,
+    )  # fmt: skip

@@ -88,9 +88,8 @@ class Guards:
 class Trainer:
     """Everything that a run needs, and `fit`.
 
-    batches: endless micro-batches of this rank. num_micro_batches: of each update. num_step_tokens: tokens of one update
-    over all ranks. num_step_rows: the same in rows. documents_of: names the documents of a range of rows, for the report of
-    a refused update. hidden: ``model.hidden`` or its compiled form. nonfinite_limit: refused updates in a row that end the
+    batches: endless micro-batches of this rank. num_micro_batches: of each update. num_step_rows: rows of one update over
+    all ranks. documents_of: names the documents of a range of rows, for the report of a refused update. hidden: ``model.hidden`` or its compiled form. nonfinite_limit: refused updates in a row that end the
     run (0: none do).
     """
 
@@ -103,7 +102,6 @@ class Trainer:
         horizon: Horizon,
         *,
         num_micro_batches: int,
-        num_step_tokens: int,
         num_step_rows: int,
         saves: SaveQueue,
         save_every: int,
@@ -120,7 +118,7 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.batches = model, optimizer, batches
         self.runtime, self.horizon, self.num_micro_batches = runtime, horizon, num_micro_batches
-        self.num_step_tokens, self.num_step_rows = num_step_tokens, num_step_rows
+        self.num_step_rows = num_step_rows
         self.saves, self.save_every = saves, save_every
         self.sink = sink
         self.hidden, self.scaler, self.compiled_loss = hidden, scaler, compiled_loss
@@ -255,9 +253,9 @@ class Trainer:
             spike.accept(stats.loss_nats)
         before = state
         lowered = self.scaler is not None and self.scaler.scale != scale
-        state = state.after(stats, num_tokens=self.num_step_tokens, mended=lowered)
+        state = state.after(stats, num_tokens=stats.num_tokens, mended=lowered)
         self.last_loss_nats = stats.loss_nats
-        self.sink.show(before.step, stats, hyper, state, num_tokens=self.num_step_tokens)
+        self.sink.show(before.step, stats, hyper, state, num_tokens=stats.num_tokens)
         if stats.skipped is not None:
             documents = self._tell_refusal(before, stats)
             if stats.is_spike and self.guards.on_spike == "rollback":
