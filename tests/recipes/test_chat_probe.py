@@ -40,11 +40,11 @@ def model() -> GPT:
     return build_gpt(GPTConfig.from_depth(1, vocab_size=TOKENIZER.vocab_size, max_seq_len=64), seed=1)
 
 
-def test_it_is_due_every_n_steps_and_at_the_end() -> None:
+def test_it_is_due_every_n_steps_and_leaves_the_end_to_the_recipe() -> None:
     probe, _ = make()
-    assert [step for step in range(11) if probe.due(step, is_last=step == 10)] == [4, 8, 10]
-    assert not make(every=0)[0].due(4, is_last=True)
-    assert not make(tasks=())[0].due(4, is_last=True)
+    assert [step for step in range(9) if probe.due(step, is_last=step == 8)] == [4]
+    assert not make(every=0)[0].due(4, is_last=False)
+    assert not make(tasks=())[0].due(4, is_last=False)
 
 
 def test_its_row_is_what_an_evaluation_gives(model: GPT) -> None:

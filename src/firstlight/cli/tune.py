@@ -77,7 +77,7 @@ def rl(
 
     For example:
 
-        firstlight train rl --init CHAT --environment arithmetic --minutes 10
+        firstlight train rl --init CHAT --environment spelling --minutes 10
         firstlight train rl --init CHAT --environment gsm8k --num-iterations 500 --prompts-per-step 32
         firstlight train rl --run NAME --resume
 

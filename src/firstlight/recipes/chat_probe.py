@@ -16,7 +16,7 @@ from firstlight.train.probing import Budget
 
 
 class ChatProbe:
-    """Ask the first questions of each task every ``every`` steps, and at the end (0: never)."""
+    """Ask the first questions of each task every ``every`` steps (0: never; the recipe asks at the end itself)."""
 
     name = "chat"
 
@@ -41,7 +41,7 @@ class ChatProbe:
         self.budget = budget
 
     def due(self, step: int, is_last: bool) -> bool:
-        return bool(self._tasks) and self._every > 0 and step > 0 and (is_last or step % self._every == 0)
+        return bool(self._tasks) and self._every > 0 and step > 0 and step % self._every == 0 and not is_last
 
     def measure(self, model: GPT, step: int, *, is_over: Callable[[], bool]) -> dict[str, Any]:
         """A row with the scores; over its budget only that it was cut, since a mean of some tasks is another number."""

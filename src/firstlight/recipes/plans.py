@@ -152,6 +152,7 @@ def _common(settings: RunSettings, runtime: Runtime, *, seq_len: int, world_size
 
 
 def refuse_negative(settings: RunSettings) -> None:
+    """Raise ConfigError that names each setting that is below 0 and must not be."""
     problems = Problems()
     for name in NEVER_NEGATIVE:
         value = getattr(settings, name, None)

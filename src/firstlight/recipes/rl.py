@@ -29,8 +29,8 @@ from firstlight.recipes.sink import RunSink
 from firstlight.recipes.stage import StageData, StageRun
 from firstlight.recipes.starting import open_start
 from firstlight.rl.batches import RolloutBatches
-from firstlight.rl.environments import open_environment
 from firstlight.rl.environments.base import SPLITS, Environment
+from firstlight.rl.environments.table import open_environment
 from firstlight.rl.scores import evaluate_rewards
 from firstlight.rl.stats import RolloutStats
 from firstlight.runtime import environment as machine
@@ -104,6 +104,7 @@ class RlRun(StageRun[RlSettings]):
                 prompts_per_step=settings.prompts_per_step, samples_per_prompt=settings.samples_per_prompt,
                 device_batch_size=plan.device_batch_size, seq_len=plan.seq_len, max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature, top_k=settings.top_k, position=position, clip=settings.clip,
+                clip_high=settings.clip_high, scale=settings.advantage_scale,
                 kl=settings.kl, reference=self.reference() if settings.kl else None,
                 updates_per_rollout=settings.updates_per_rollout, fixed_len=parts.compiled, beat=self.beat,
                 on_step=self.tell_step,

@@ -226,8 +226,8 @@ class ChatProbeSettings:
 class RewardSettings:
     """What reinforcement learning samples and rewards."""
 
-    environment: str = "arithmetic"
-    """What asks and rewards: arithmetic, spelling, counting, choice, gsm8k:FOLDER, code:FILE; see docs/rl.md."""
+    environment: str = "spelling"
+    """What asks and rewards: spelling, arithmetic, counting, choice, gsm8k:FOLDER, code:FILE; see docs/rl.md."""
     prompts_per_step: int = 16
     """Prompts of one step, over all processes."""
     samples_per_prompt: int = 8
@@ -244,6 +244,10 @@ class RewardSettings:
     """Updates from the same answers; more than one needs --clip."""
     clip: float | None = None
     """PPO's clip of the ratio of probabilities. [none: one update from the same answers needs none]"""
+    clip_high: float | None = None
+    """The upper side of the clip. [as --clip]"""
+    advantage_scale: Literal["none", "std"] = "none"
+    """Divide advantages by the standard deviation of their group (std, as GRPO does), or not."""
     kl: float = 0.0
     """Weight of the divergence from the model that it started from."""
     reward_problems: int = 200
@@ -300,7 +304,7 @@ class RlSettings(
 ):
     """Settings of `firstlight train rl`."""
 
-    lr_frac: float = 0.05
+    lr_frac: float = 0.1
     """All learning rates, as a part of those of the run that it starts from."""
 
 

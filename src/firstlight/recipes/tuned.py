@@ -229,7 +229,7 @@ class TunedRun(StageRun[T]):
             return []
         return open_tasks(
             names, data=settings.chat_data, control=self.runtime.control, cache_dir=environment.cache_dir(),
-            report=self.console.say,
+            report=self.console.say, flags=("--chat-tasks", "--chat-data"),
         )  # fmt: skip
 
     def close(self) -> None:

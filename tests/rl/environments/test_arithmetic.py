@@ -7,7 +7,7 @@ import re
 import pytest
 
 from firstlight.errors import ConfigError
-from firstlight.rl.environments import open_environment
+from firstlight.rl.environments.table import open_environment
 
 
 @pytest.fixture(scope="module")

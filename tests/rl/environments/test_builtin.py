@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from firstlight.errors import ConfigError
-from firstlight.rl.environments import builtin, open_environment
+from firstlight.rl.environments import builtin
+from firstlight.rl.environments.table import open_environment
 from firstlight.tokens.conversation import Message
 
 

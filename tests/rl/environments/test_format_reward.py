@@ -6,8 +6,8 @@ import math
 
 from rl.toy import ToyEnvironment
 
-from firstlight.rl.environments import open_environment
 from firstlight.rl.environments.format_reward import WithFormatReward
+from firstlight.rl.environments.table import open_environment
 
 
 def rewards(*own: float | None, text: str = "plain") -> list[float | None]:

@@ -12,7 +12,8 @@ import pytest
 
 from firstlight.data.sources.base import Source, SourceShard
 from firstlight.errors import DataError
-from firstlight.rl.environments import gsm8k, open_environment
+from firstlight.rl.environments import gsm8k
+from firstlight.rl.environments.table import open_environment
 
 ROWS = [
     {"question": "How many clips?", "answer": "48/2 = <<48/2=24>>24\n#### 72"},

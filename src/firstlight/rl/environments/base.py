@@ -1,7 +1,7 @@
 """What an environment is: problems to ask, and a reward for an answer.
 
 A new one is a small file beside this one, with a function ``open_NAME(place, *, cache_dir)`` that gives an object with the
-attributes below, and one line in ``environments/__init__.py``.
+attributes below, and one line in ``environments/table.py``.
 """
 
 from __future__ import annotations
