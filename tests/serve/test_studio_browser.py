@@ -342,6 +342,14 @@ def test_the_walk_is_shown_in_a_frame_that_can_do_nothing(studio: Studio) -> Non
     frame = page.frame_locator("iframe")
     assert frame.locator("h1").inner_text() == "served, explained"
     assert page.locator("iframe").get_attribute("sandbox") == ""
+    light = frame.locator("body").evaluate("node => getComputedStyle(node).backgroundColor")
+    page.locator("#theme").click()
+    page.locator("#theme").click()
+    frame.locator("h1").wait_for()
+    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    page.wait_for_timeout(300)
+    assert light == "rgb(250, 248, 245)"
+    assert frame.locator("body").evaluate("node => getComputedStyle(node).backgroundColor") == "rgb(19, 18, 25)"
     page.fill("#walk-text", "the wo wo")
     page.get_by_role("button", name="Walk it").click()
     frame.locator("dd", has_text="9 bytes").or_(frame.locator("dd:has-text('9')").first).first.wait_for()

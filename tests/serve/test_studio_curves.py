@@ -105,6 +105,25 @@ def test_an_answer_is_bounded_and_the_rest_comes_next(tmp_path: Path, monkeypatc
     assert (damaged, steps) == (3, [0])
 
 
+def test_a_long_file_has_few_points_however_many_answers_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(lines_of(*(train_row(i) for i in range(2000))))
+    monkeypatch.setattr(studio_curves, "MOST_BYTES", 50_000)
+    before, num_rows, last = None, [], []
+    while before is None or before["has_more"]:
+        before = read(path, before, max_points=100)
+        num_rows += before["train"]["num_rows"]
+        last += before["train"]["step"]
+    assert sum(num_rows) == 2000
+    assert 100 - 10 <= len(num_rows) <= 100 + 10
+    assert last == [sum(num_rows[: i + 1]) - 1 for i in range(len(num_rows))]
+    with open(path, "ab") as out:
+        out.write(lines_of(train_row(2000), train_row(2001)))
+    assert read(path, before, max_points=100)["train"]["num_rows"] == [2]
+
+
 def test_other_rows_are_bounded_too_and_left_out_ones_counted() -> None:
     rows = [{"kind": "eval", "step": i, "val_bpb": 1.0} for i in range(studio_curves.MOST_ROWS + 7)]
     samples = [

@@ -37,6 +37,11 @@ def test_a_text_is_walked_once_and_its_page_can_do_nothing(client: TestClient) -
     assert client.post("/api/explain", json={"text": text}).json()["page"] == address
     assert client.post("/api/explain", json={"text": text, "max_tokens": 5}).json()["page"] != address
     assert torch.get_num_threads() == threads
+    rule = "@media {}{{:root{{"
+    assert rule.format("(prefers-color-scheme:dark)") in page.text
+    assert rule.format("all") in client.get(f"{address}?scheme=dark").text
+    assert rule.format("not all") in client.get(f"{address}?scheme=light").text
+    assert client.get(f"{address}?scheme=red").status_code == 422
 
 
 def test_what_cannot_be_walked_is_said_in_words(client: TestClient) -> None:

@@ -4,9 +4,9 @@ A page asks again and again with the place it was told (``next``) and with ``tag
 Where they are no longer the same the file was rewound (a resumed run makes some steps again): the answer begins at the start,
 and says so. A last line without an end is left for the next time; lines that are no row are counted.
 
-Every answer is bounded: it reads at most ``MOST_BYTES`` (``more`` says that there are others), gives at most ``max_points``
-points a curve (means of as many rows as it takes, with the lowest and the highest loss and gradient norm), and at most
-``MOST_ROWS`` rows of each other kind, the newest.
+Every answer is bounded: it reads at most ``MOST_BYTES`` (``has_more`` says that there are others); it gives at most its part
+of ``max_points`` points a curve for the whole file (means of as many rows as it takes, with the lowest and the highest loss and
+gradient norm), and at most ``MOST_ROWS`` rows of each other kind, the newest.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-MOST_BYTES = 8 * 2**20
+MOST_BYTES = 2 * 2**20
+"""Of a file in one answer: some thousand rows, a fifth of a second, during which the engine's thread may have to wait."""
 MOST_POINTS = 4000
 MOST_ROWS = 400
 MOST_CURVES = 40
@@ -46,8 +48,9 @@ def read_curves(path: Path, *, start: int, tag: str, max_points: int) -> dict[st
             is_end = not file.read(1)
             end = content.rfind(b"\n") + 1
             if not end and len(content) == MOST_BYTES:
-                end = len(content)  # one line of eight megabytes is no row of ours
-            answer = shape_rows(content[:end], max_points=max_points)
+                end = len(content)  # one line of two megabytes is no row of ours
+            size = max(os.fstat(file.fileno()).st_size, 1)
+            answer = shape_rows(content[:end], max_points=max(1, math.ceil(max_points * end / size)))
             return answer | {
                 "from": start, "next": start + end, "tag": _tag(file, start + end), "is_reset": is_reset,
                 "has_more": not is_end,
@@ -118,10 +121,8 @@ def columns(rows: Sequence[Mapping[str, Any]], *, max_points: int) -> dict[str, 
 
 def is_number(value: Any) -> bool:
     """Whether a value can be drawn."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    # 1e400 is JSON's way to infinity, and an integer may be too long for a float.
-    return abs(value) < 1e300 and math.isfinite(value)
+    # 1e400 is JSON's way to infinity, and an integer may be too long for a float. A bool is of another type.
+    return (type(value) is float or type(value) is int) and -1e300 < value < 1e300
 
 
 def _refuse(word: str) -> None:

@@ -10,7 +10,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from fastapi import Body, FastAPI
@@ -92,8 +92,14 @@ def add_explain(app: FastAPI, *, run_dir: Path) -> None:
             return problem(error.what, hint=error.hint)
 
     @app.get("/studio/walks/{address}", include_in_schema=False)
-    def page(address: str) -> Response:
+    def page(address: str, scheme: Literal["light", "dark", "system"] = "system") -> Response:
         found = walks.page(address)
         if found is None:
             return problem("this page is no longer kept", hint="ask for it again", status_code=404)
-        return HTMLResponse(found, headers=FRAME_HEADERS)
+        return HTMLResponse(coloured(found, scheme), headers=FRAME_HEADERS)
+
+
+def coloured(page: str, scheme: str) -> str:
+    """A page in the colours that the studio has: those of the system, or of one side of the page's own media rule."""
+    rule = {"light": "not all", "dark": "all"}.get(scheme)
+    return page if rule is None else page.replace("@media (prefers-color-scheme:dark)", f"@media {rule}")

@@ -152,7 +152,7 @@ export class AnswerView {
       this.node.append(this.box);
     }
     const p = probabilityOf(cell);
-    const span = el("span", { class: p === null ? "tok plain" : "tok" }, cell.text);
+    const span = el("span", { class: `tok${p === null ? " plain" : ""}${/^\s*\n\s*$/.test(cell.text) ? " line-end" : ""}` }, cell.text);
     if (p !== null) {
       span.style.setProperty("--l", Math.min(1, -Math.log(p) / FULL_SHADE_NATS).toFixed(3));
       span.tabIndex = this.first ? 0 : -1;

@@ -16,10 +16,9 @@ export function explainView() {
   let begun = false;
   let page = null;
 
-  function seen() {
-    const theme = document.documentElement.dataset.theme;
-    // A frame takes its colours from the element's scheme.
-    frame.style.colorScheme = theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  // The frame is a page of its own, which knows of the system's colours only: the chosen ones are asked for.
+  function showPage() {
+    if (page) frame.src = `${page}?scheme=${document.documentElement.dataset.theme ?? "system"}`;
   }
 
   async function walk() {
@@ -30,8 +29,7 @@ export function explainView() {
     const clock = setInterval(() => { state.textContent = `Loading the weights and walking the text through them… ${Math.round((performance.now() - began) / 1000)} s`; }, 1000);
     try {
       ({ page } = await post("/api/explain", { text: text.value, max_tokens: Number(most.value) }));
-      seen();
-      frame.src = page;
+      showPage();
       frame.hidden = false;
       state.textContent = "";
       announce("The walk is ready.");
@@ -45,11 +43,11 @@ export function explainView() {
   }
 
   form.addEventListener("submit", (event) => { event.preventDefault(); walk(); });
-  window.addEventListener("studio-theme", seen);
+  window.addEventListener("studio-theme", showPage);
   return {
     node,
     async show() {
-      if (begun) { if (page) frame.src = page; return; }
+      if (begun) { showPage(); return; }
       begun = true;
       try {
         const defaults = await get("/api/explain");
