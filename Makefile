@@ -15,10 +15,9 @@ install: $(STAMP)
 quickstart: $(STAMP)
 	$(VENV)/bin/firstlight quickstart
 
-# The linters, the fast tests on all cores, then the slow ones one by one (they start processes of their own).
+# The linters, then all tests on all cores, the slow ones too: where one waits, another computes.
 test: lint
-	$(VENV)/bin/python -m pytest -n auto
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "slow or not slow"
 
 test-fast: $(STAMP)
 	$(VENV)/bin/python -m pytest -n auto
