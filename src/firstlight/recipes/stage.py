@@ -121,20 +121,18 @@ class StageRun(ABC, Generic[S]):
             return self.saves.where_saved()
         return "nothing was trained yet" if self.previous is None else "what was saved before is untouched"
 
+    def release(self) -> None:
+        """End what was started for data that is not there yet, because preparing has failed."""
+
     def run(self) -> records.RunRecord:
-        plan = self.make_plan()
-        self.batch_by_trial = self.settings.device_batch_size == "auto"
-        self.show_plan(plan)
-        self.run_dir = self.make_run_dir()
         try:
-            for sentence in preflight.check_machines(
-                plan, self.settings, self.runtime, run_dir=self.run_dir, cache_dir=environment.cache_dir()
-            ):
-                self.note(sentence)
-            data = self.prepare(plan)
+            plan = self.make_plan()
+            self.batch_by_trial = self.settings.device_batch_size == "auto"
+            self.show_plan(plan)
+            self.run_dir = self.make_run_dir()
+            data = self.prepare_in_run_dir(plan)
         except BaseException:
-            if self.runtime.is_main and self.previous is None and not any(self.run_dir.iterdir()):
-                self.run_dir.rmdir()
+            self.release()
             raise
         try:
             self.start_record(plan, data)
@@ -153,6 +151,19 @@ class StageRun(ABC, Generic[S]):
                 raise
         finally:
             data.close()
+
+    def prepare_in_run_dir(self, plan: Plan) -> StageData:
+        """`prepare`, after the last checks of the machines; where it fails, no empty folder is left."""
+        try:
+            for sentence in preflight.check_machines(
+                plan, self.settings, self.runtime, run_dir=self.run_dir, cache_dir=environment.cache_dir()
+            ):
+                self.note(sentence)
+            return self.prepare(plan)
+        except BaseException:
+            if self.runtime.is_main and self.previous is None and not any(self.run_dir.iterdir()):
+                self.run_dir.rmdir()
+            raise
 
     # Before step 0.
 

@@ -55,6 +55,8 @@ class TunedRun(StageRun[T]):
     """A run that starts from another's weights and learns from conversations. loss: on which ids of them."""
 
     loss: ClassVar[Loss]
+    calculator: Calculator | None = None
+    text: PreparedData | None = None
 
     def make_plan(self) -> Plan:
         settings, runtime = self.settings, self.runtime
@@ -213,7 +215,7 @@ class TunedRun(StageRun[T]):
             val_hash=lambda: hashlib.sha256("".join(each.content_hash for each in val.values()).encode()).hexdigest(),
             open_batches=open_batches,
             notes=lambda: store_notes(self.text.store) if self.text is not None else [],
-            close=self.close,
+            close=self.release,
         )
 
     def open_tasks(self) -> list[ChatTask]:
@@ -232,8 +234,10 @@ class TunedRun(StageRun[T]):
             report=self.console.say, flags=("--chat-tasks", "--chat-data"),
         )  # fmt: skip
 
-    def close(self) -> None:
-        self.calculator.close()
+    def release(self) -> None:
+        """End the build of the text, and the calculator's process."""
+        if self.calculator is not None:
+            self.calculator.close()
         if self.text is not None:
             self.text.store.close()
 
@@ -277,6 +281,7 @@ class TunedRun(StageRun[T]):
         if self.is_sharded:
             self.note("no answers are sampled on the way: each process holds a part of the weights only")
             return probes
+        assert self.calculator is not None
         samples = SampleProbe(
             answering(data.tokenizer, self.calculator), CHAT_PROMPTS, every=plan.sample_every, console=self.console,
             runtime=self.runtime, beat=beat, should_stop=lambda: self.stop.requested,
