@@ -45,7 +45,9 @@ class Gain:
         """The verdict with its numbers."""
         if self.stderr == 0 and self.difference == 0:
             return "no difference at all"
-        return f"{self.outcome} ({self.difference:+.4f} +- {self.stderr:.4f}, p = {self.p_value:.2g})"
+        # Smaller ones are below what the tail of t can be told to.
+        p_value = "p < 1e-12" if self.p_value < 1e-12 else f"p = {self.p_value:.2g}"
+        return f"{self.outcome} ({self.difference:+.4f} +- {self.stderr:.4f}, {p_value})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
