@@ -137,6 +137,20 @@ def test_other_rows_are_bounded_too_and_left_out_ones_counted() -> None:
     assert len(json.dumps(found)) < 100_000
 
 
+def test_rows_of_reinforcement_learning_are_curves_of_their_own() -> None:
+    rows = []
+    for step in range(3):
+        rows += [
+            {"kind": "rl", "step": step, "reward_mean": step / 4, "kl_nats": None, "pass_at_k": {"1": 0.5}},
+            train_row(step),
+        ]
+    rows.append({"kind": "reward", "step": 3, "reward_mean": 0.9})
+    found = shape_rows(lines_of(*rows), max_points=10)
+    assert found["rl"] == {"num_rows": [1, 1, 1], "step": [0, 1, 2], "reward_mean": [0, 0.25, 0.5]}
+    assert found["train"]["loss_nats"] == [4.0, 3.99, 3.98]
+    assert found["rows"] == [{"kind": "reward", "step": 3, "reward_mean": 0.9}]
+
+
 def test_large_values_in_other_rows_stay_behind() -> None:
     row = {
         "kind": "core",

@@ -31,6 +31,8 @@ TAG_BYTES = 256
 
 RANGED = ("loss_nats", "grad_norm")
 """Of these the lowest and the highest of a stretch are given beside its mean, so that a spike is not averaged away."""
+STEPWISE = ("train", "rl")
+"""Kinds of rows that come with every step, and so as columns."""
 NOT_CURVES = ("step", "time_unix_s")
 
 
@@ -62,23 +64,23 @@ def read_curves(path: Path, *, start: int, tag: str, max_points: int) -> dict[st
 
 
 def shape_rows(lines: bytes, *, max_points: int) -> dict[str, Any]:
-    """Whole lines -> the training curves as columns, the other rows, and counts of what was left out."""
-    train, others, samples = [], [], []
+    """Whole lines -> the curves of every step as columns, the other rows, and counts of what was left out."""
+    stepwise: dict[str, list[dict[str, Any]]] = {kind: [] for kind in STEPWISE}
+    others, samples = [], []
     num_damaged = 0
     for line in lines.splitlines():
         row = parse_row(line)
         if row is None:
             num_damaged += bool(line.strip())
-        elif row.get("kind") == "train":
-            train.append(row)
-        elif row.get("kind") == "sample":
+        elif row["kind"] in stepwise:
+            stepwise[row["kind"]].append(row)
+        elif row["kind"] == "sample":
             samples.append(row)
         else:
             others.append(row)
     kept = _newest_of_each_kind(others)
     return {
-        "train": columns(train, max_points=max_points),
-        "num_train_rows": len(train),
+        **{kind: columns(rows, max_points=max_points) for kind, rows in stepwise.items()},
         "rows": [_small(row) for row in kept],
         "samples": [_short(row) for row in samples[-MOST_SAMPLES:]],
         "num_left_out": len(others) - len(kept) + len(samples[:-MOST_SAMPLES]),

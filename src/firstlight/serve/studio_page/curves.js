@@ -16,15 +16,22 @@ export class RunCurves {
   clear() {
     this.next = 0;
     this.tag = "";
-    this.train = {};
-    this.length = 0;
+    this.tables = { train: new Table(), rl: new Table() };
     this.rows = [];
     this.samples = [];
     this.numDamaged = 0;
     this.numLeftOut = 0;
-    this.numSteps = 0;
     this.status = this.status ?? null;
     this.version = (this.version ?? 0) + 1;
+  }
+
+  get length() {
+    return this.tables.train.length;
+  }
+
+  /** How many steps one point stands for at most. */
+  get thinness() {
+    return Math.max(1, ...(this.tables.train.columns.num_rows ?? []));
   }
 
   /** Ask for what is new; true where something is. Bounded work a call: the rest comes with the next. */
@@ -53,56 +60,41 @@ export class RunCurves {
     this.tag = answer.tag;
     this.numDamaged += answer.num_damaged;
     this.numLeftOut += answer.num_left_out;
-    this.numSteps += answer.num_train_rows;
-    const { train } = answer;
-    const count = train.num_rows.length;
-    if (count) {
-      const keys = new Set([...Object.keys(this.train), ...Object.keys(train)]);
-      for (const key of keys) {
-        const old = (this.train[key] ??= new Array(this.length).fill(null));
-        // Where a stretch is one row, its lowest and highest are the row itself.
-        const plain = key.replace(/_(low|high)$/, "");
-        old.push(...(train[key] ?? train[plain] ?? new Array(count).fill(null)));
-      }
-      for (const key of keys) {
-        const plain = key.replace(/_(low|high)$/, "");
-        if (plain !== key && train[key] && this.train[plain]) {
-          for (let i = 0; i < this.length; i += 1) this.train[key][i] ??= this.train[plain][i];
-        }
-      }
-      this.length += count;
-      this.version += 1;
-    }
+    for (const [kind, table] of Object.entries(this.tables)) if (table.take(answer[kind])) this.version += 1;
     if (answer.rows.length) { this.rows.push(...answer.rows); this.version += 1; }
     if (answer.samples.length) { this.samples = [...this.samples, ...answer.samples].slice(-12); this.version += 1; }
   }
 
-  /** Metrics that this run has: {name: "train" or the kind of row}. */
+  /** What this run has to draw: {id: {key, kind}}. Numbers of one name in rows of two kinds are two. */
   metrics() {
     const found = new Map();
-    for (const [key, values] of Object.entries(this.train)) {
-      if (NOT_DRAWN.has(key) || /_(low|high)$/.test(key)) continue;
-      if (values.some((value) => value !== null)) found.set(key, "train");
+    for (const [kind, table] of Object.entries(this.tables)) {
+      for (const [key, values] of Object.entries(table.columns)) {
+        if (NOT_DRAWN.has(key) || /_(low|high)$/.test(key)) continue;
+        if (values.some((value) => value !== null)) found.set(kind === "train" ? key : `${kind}.${key}`, { key, kind });
+      }
     }
     for (const row of this.rows) {
       if (row.kind === "run" || row.kind === "event" || row.kind === "save") continue;
       for (const [key, value] of Object.entries(row)) {
-        if (typeof value === "number" && !PLACES.includes(key) && !found.has(key)) found.set(key, row.kind);
+        const id = row.kind === "eval" ? key : `${row.kind}.${key}`;
+        if (typeof value === "number" && !PLACES.includes(key) && !found.has(id)) found.set(id, { key, kind: row.kind });
       }
     }
     return found;
   }
 
-  /** Places on the x axis of the training points. */
-  places(axis) {
-    const key = { step: "step", tokens: "tokens_seen", time: "elapsed_s" }[axis];
-    return this.train[key] ?? [];
+  /** Places on the x axis of the points of a table. */
+  places(axis, kind = "train") {
+    const { columns } = this.tables[kind];
+    const own = columns[{ step: "step", tokens: "tokens_seen", time: "elapsed_s" }[axis]];
+    return kind === "train" || axis === "step" ? (own ?? []) : (columns.step ?? []).map((step) => this.placeOf(step, axis));
   }
 
   /** A step's place on an axis, between the two training points beside it. */
   placeOf(step, axis) {
     if (axis === "step") return step;
-    const steps = this.train.step ?? [];
+    const steps = this.tables.train.columns.step ?? [];
     const at = this.places(axis);
     if (!steps.length) return step === 0 ? 0 : null;
     // Row s is the update from s to s + 1: after it, s + 1 updates are done.
@@ -118,9 +110,10 @@ export class RunCurves {
 
   /** {x, y, low, high} of a metric; low and high where the points are means of several steps. */
   curve(metric, kind, axis, smoothing) {
-    if (kind === "train") {
-      const x = this.places(axis);
-      const raw = this.train[metric] ?? [];
+    if (kind in this.tables) {
+      const { columns } = this.tables[kind];
+      const x = this.places(axis, kind);
+      const raw = columns[metric] ?? [];
       const kept = [];
       let last = -Infinity;
       for (let i = 0; i < x.length; i += 1) {
@@ -130,7 +123,7 @@ export class RunCurves {
       }
       const pick = (values) => kept.map((i) => values[i]);
       const y = pick(raw);
-      return { x: pick(x), y: smoothed(y, smoothing), low: this.train[`${metric}_low`] ? pick(this.train[`${metric}_low`]) : y, high: this.train[`${metric}_high`] ? pick(this.train[`${metric}_high`]) : y };
+      return { x: pick(x), y: smoothed(y, smoothing), low: columns[`${metric}_low`] ? pick(columns[`${metric}_low`]) : y, high: columns[`${metric}_high`] ? pick(columns[`${metric}_high`]) : y };
     }
     const found = new Map();
     for (const row of this.rows) {
@@ -140,6 +133,29 @@ export class RunCurves {
     }
     const x = [...found.keys()].sort((a, b) => a - b);
     return { x, y: x.map((at) => found.get(at)), low: null, high: null };
+  }
+}
+
+/** Rows of one kind as columns that grow. */
+class Table {
+  constructor() {
+    this.columns = {};
+    this.length = 0;
+  }
+
+  /** Add the columns of an answer; true where there were any. */
+  take(added) {
+    const count = added?.num_rows.length ?? 0;
+    if (!count) return false;
+    const keys = new Set([...Object.keys(this.columns), ...Object.keys(added)]);
+    for (const key of keys) {
+      // Where a stretch is one row, its lowest and highest are the row itself.
+      const plain = key.replace(/_(low|high)$/, "");
+      const old = (this.columns[key] ??= plain === key ? new Array(this.length).fill(null) : this.columns[plain].slice(0, this.length));
+      old.push(...(added[key] ?? added[plain] ?? new Array(count).fill(null)));
+    }
+    this.length += count;
+    return true;
   }
 }
 

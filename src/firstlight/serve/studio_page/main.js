@@ -59,7 +59,7 @@ async function start() {
     document.getElementById("run-name").textContent = studio.served.run;
     const facts = [
       { base: "base model", mid: "mid-trained", sft: "chat model", rl: "chat model, RL" }[studio.served.recipe] ?? studio.served.recipe,
-      studio.served.val_bpb && `${shown(Number(studio.served.val_bpb.toFixed(3)))} bits per byte`,
+      studio.served.val_bpb && `${shown(Number(studio.served.val_bpb.toFixed(3)))} bits per byte${studio.served.recipe === "sft" ? " of answers" : ""}`,
       studio.served.context && `context ${shown(studio.served.context)}`,
     ];
     document.getElementById("run-facts").textContent = facts.filter(Boolean).join(" · ");

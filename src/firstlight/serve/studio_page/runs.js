@@ -8,9 +8,15 @@ import { samplesOf, tableOf } from "./run_facts.js";
 
 const LIVE_MS = 2000;
 const KNOWN = {
-  reward: ["Reward", "mean of the samples"],
+  "rl.reward_mean": ["Reward", "mean of a step's samples"],
+  "reward.reward_mean": ["Held-out reward", "mean on test problems"],
   loss_nats: ["Training loss", "nats per token"],
   val_bpb: ["Validation", "bits per byte"],
+  "core.core": ["CORE", "0 is guessing"],
+  "chat.mean_centered": ["Chat tasks", "mean centred score, 0 is guessing"],
+  "rl.entropy_nats": ["Entropy", "nats per token of the samples"],
+  "rl.length_mean": ["Length", "tokens of a sample, mean"],
+  "rl.kl_nats": ["KL", "nats per token from the model before"],
   lr_multiplier: ["Learning rate", "multiplier, 0 to 1"],
   tokens_per_s: ["Speed", "tokens per second"],
   grad_norm: ["Gradient norm", "before clipping"],
@@ -138,28 +144,28 @@ export function runsView() {
   function draw() {
     const open = [...chosen].map((name) => curves.get(name)).filter(Boolean);
     const kinds = new Map();
-    for (const each of open) for (const [metric, kind] of each.metrics()) if (!kinds.has(metric)) kinds.set(metric, kind);
-    const isMain = (metric) => metric in KNOWN || /reward|^core$|^mean_centered$|pass_at|entropy/.test(metric);
+    for (const each of open) for (const [metric, of] of each.metrics()) if (!kinds.has(metric)) kinds.set(metric, of);
     const names = [...Object.keys(KNOWN).filter((name) => kinds.has(name)),
-      ...[...kinds.keys()].filter((name) => !(name in KNOWN) && (isMain(name) && !/stderr/.test(name) || view.isAll))].slice(0, MOST_CHARTS);
+      ...[...kinds.keys()].filter((name) => !(name in KNOWN) && view.isAll)].slice(0, MOST_CHARTS);
     empty.hidden = open.length > 0;
     for (const [metric, chart] of charts) if (!names.includes(metric)) { chart.node.remove(); chart.plot?.destroy(); charts.delete(metric); }
     for (const metric of names) {
       if (!charts.has(metric)) {
-        const [title, unit] = KNOWN[metric] ?? [metric.replaceAll("_", " "), kinds.get(metric) === "train" ? "each step" : kinds.get(metric)];
+        const { key, kind } = kinds.get(metric);
+        const [title, unit] = KNOWN[metric] ?? [key.replaceAll("_", " "), kind === "train" ? "each step" : kind];
         charts.set(metric, new Chart(metric, { title, unit }));
       }
       const chart = charts.get(metric);
       if (grid.children[names.indexOf(metric)] !== chart.node) grid.insertBefore(chart.node, grid.children[names.indexOf(metric)] ?? null);
-      const kind = kinds.get(metric);
+      const { key, kind } = kinds.get(metric);
       const isPlain = UNSMOOTHED.has(metric);
       chart.draw(open.map((each) => ({
-        name: each.name, hue: hueOf(each.name), isPoints: kind !== "train",
-        curve: each.curve(metric, kind, view.axis, isPlain ? 0 : view.smoothing),
+        name: each.name, hue: hueOf(each.name), isPoints: !(kind in each.tables),
+        curve: each.curve(key, kind, view.axis, isPlain ? 0 : view.smoothing),
       })), { axis: view.axis, isWhole: view.isWhole || isPlain, isPlain });
     }
     const damaged = open.filter((each) => each.numDamaged).map((each) => `${each.numDamaged} damaged lines of ${each.name} are left out`);
-    const thin = open.filter((each) => each.numSteps > each.length).map((each) => `${each.name}: each point is the mean of up to ${Math.max(...each.train.num_rows)} steps, the faint band runs from the lowest to the highest`);
+    const thin = open.filter((each) => each.thinness > 1).map((each) => `${each.name}: each point is the mean of up to ${each.thinness} steps, the faint band runs from the lowest to the highest`);
     const less = open.filter((each) => each.numLeftOut).map((each) => `${each.numLeftOut} older rows of ${each.name} are not shown`);
     notes.textContent = [...thin, ...damaged, ...less].join(". ");
     said.replaceChildren(...open.map((each) => samplesOf(each, HUES[hueOf(each.name) % HUES.length], said)).filter(Boolean));
