@@ -184,7 +184,7 @@ def save_model_that_never_ends(path: Path, *, context: int) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_talk_in_a_terminal(make_tiny_run, terminal: Callable[[list[str]], Terminal], tmp_path: Path) -> None:
-    """Ctrl-C in an answer stops it, what was said is kept; at the prompt Ctrl-C ends."""
+    """Ctrl-C in an answer stops it, what was said is kept; at the prompt two of them end."""
     made = make_tiny_run(context=30_000, steps=())
     save_model_that_never_ends(made.path, context=30_000)
     screen = terminal(["chat", "tiny", "--temperature", "0", "--max-new-tokens", "30000", *QUIET])
@@ -202,6 +202,8 @@ def test_a_talk_in_a_terminal(make_tiny_run, terminal: Callable[[list[str]], Ter
     user, assistant = json.loads(saved.read_text())["messages"]
     assert user == {"role": "user", "content": "hello\nthere"}
     assert set(assistant["content"]) == {"a"}
+    os.kill(screen.process.pid, signal.SIGINT)
+    at = screen.wait_for("> ", since=screen.wait_for("Ctrl-C again", since=at))
     os.kill(screen.process.pid, signal.SIGINT)
     assert screen.process.wait(timeout=120) == 0
     assert "Traceback" not in screen.shown

@@ -73,10 +73,18 @@ def test_messages_are_answered_until_the_end_of_input(session: Scripted, typed: 
     assert "you said again\n" in shown
 
 
-@pytest.mark.parametrize("end", ["/exit", "/quit", KeyboardInterrupt, EOFError])
+@pytest.mark.parametrize("end", ["/exit", "/quit", EOFError])
 def test_ways_to_end(session: Scripted, typed: Callable[..., str], end: str | type[BaseException]) -> None:
     typed("one", end, "two")
     assert session.asked == ["one"]
+
+
+def test_one_ctrl_c_at_the_prompt_drops_the_line_and_two_in_a_row_end(
+    session: Scripted, typed: Callable[..., str]
+) -> None:
+    shown = typed("one", KeyboardInterrupt, "two", "begun\\", KeyboardInterrupt, KeyboardInterrupt, "three")
+    assert session.asked == ["one", "two"]
+    assert shown.count("(Ctrl-C again, or Ctrl-D, ends)") == 2
 
 
 @pytest.mark.parametrize(

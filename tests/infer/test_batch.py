@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -230,6 +231,47 @@ def test_forced_ids_come_next_and_are_read(model: GPT) -> None:
     assert tools[0].seen == [i for i, forced in zip(answer.ids, answer.is_forced, strict=True) if not forced]
     logprobs_TV = exact_logprobs(model, [5, 6, *answer.ids])[1:]
     assert answer.logprobs[4] == pytest.approx(logprobs_TV[4, 51].item(), abs=1e-4)
+
+
+class Slow:
+    """After the third chosen id it has something in its hands until somebody gives it."""
+
+    def __init__(self) -> None:
+        self.future: Future[list[int]] = Future()
+        self.num_seen = 0
+
+    def after(self, token_id: int) -> list[int] | Future[list[int]]:
+        self.num_seen += 1
+        return self.future if self.num_seen == 3 else []
+
+
+@pytest.mark.parametrize("prompt", [(5, 6), (9,)])
+def test_a_slow_tool_holds_its_own_row_alone_and_changes_no_text(model: GPT, prompt: tuple[int, ...]) -> None:
+    slow = Slow()
+    held = Request(prompt, 10, seed=1, tool=lambda: slow)
+    others = [Request((5, 6), 12, temperature=0.0), Request((7,) * 20, 20, seed=5)]
+    quick = complete(model, [Request(prompt, 10, seed=1, tool=lambda: Forcing(3, [50, 51]))])[0]
+    engine = BatchEngine(model, max_rows=3)
+    handle, *rest = [engine.submit(request) for request in (held, *others)]
+    tokens = [token for _ in range(30) for token in engine.step()]
+    assert [sum(t.handle == h for t in tokens) for h in (handle, *rest)] == [3, 12, 20]
+    assert engine.step() == [], "the one that is left waits"
+    slow.future.set_result([50, 51])
+    tokens += [token for found in run_all(engine).values() for token in found]
+    assert ids_of(t for t in tokens if t.handle == handle) == quick.ids
+    for other, h in zip(others, rest, strict=True):
+        assert ids_of(t for t in tokens if t.handle == h) == complete(model, [other])[0].ids
+
+
+def test_what_a_cancelled_rows_tool_still_had_to_do_is_dropped(model: GPT) -> None:
+    slow = Slow()
+    engine = BatchEngine(model, max_rows=2)
+    handle = engine.submit(Request((5, 6), 10, tool=lambda: slow))
+    for _ in range(4):
+        engine.step()
+    engine.cancel(handle)
+    assert slow.future.cancelled()
+    assert engine.num_active == 0
 
 
 def test_sampled_ids_after_forced_ones_use_their_own_numbers(model: GPT) -> None:

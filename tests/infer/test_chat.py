@@ -8,6 +8,7 @@ import random
 import pytest
 
 from firstlight.errors import ConfigError
+from firstlight.infer import chat
 from firstlight.infer.chat import PartStream, split_parts, stop_ids, trim_history
 from firstlight.tokens.bpe import Tokenizer
 from firstlight.tokens.conversation import Message, Part, render, render_prompt
@@ -91,6 +92,18 @@ def test_oldest_turns_are_dropped_whole(context: int, max_new_tokens: int, dropp
     prompt = render_prompt(kept, TOKENIZER)
     assert prompt[0] == BOS
     assert len(prompt) + min(max_new_tokens, context // 4) <= context + 1
+
+
+def test_thousands_of_turns_are_not_encoded_again_for_each_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = talk(2000)
+    encoded = []
+    monkeypatch.setattr(
+        chat, "render_prompt", lambda kept, tokenizer: encoded.append(len(kept)) or render_prompt(kept, tokenizer)
+    )
+    kept, num_dropped = trim_history(messages, TOKENIZER, context=1000, max_new_tokens=10)
+    # With numbers of four digits 1 + 14 n + 6 ids in 991 places: n = 70.
+    assert (len(kept), num_dropped) == (141, 1930)
+    assert sum(encoded) < len(messages)
 
 
 def test_the_system_text_stays() -> None:

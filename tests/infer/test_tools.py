@@ -3,6 +3,9 @@ text and the nine special tokens behind them, by hand."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import pytest
 
 from firstlight.infer.tools import PythonTool
@@ -40,6 +43,22 @@ def test_a_call_is_run_and_its_output_forced() -> None:
     assert run.seen == ["6*7"]
     assert found[7] == [OUTPUT_START, *ids("42"), OUTPUT_END]
     assert [x for i, x in enumerate(found) if i != 7] == [[]] * 8
+
+
+def test_with_an_executor_the_code_runs_in_another_thread() -> None:
+    threads: list[str] = []
+
+    def run(code: str) -> str:
+        threads.append(threading.current_thread().name)
+        return code
+
+    with ThreadPoolExecutor(1, thread_name_prefix="aside") as executor:
+        tool = PythonTool(TOKENIZER, run, executor=executor)
+        *before, last = (tool.after(i) for i in [PYTHON_START, *ids("6*7"), PYTHON_END])
+        assert before == [[]] * 4
+        assert isinstance(last, Future)
+        assert last.result() == [OUTPUT_START, *ids("6*7"), OUTPUT_END]
+    assert threads == ["aside_0"]
 
 
 def test_two_calls_of_one_answer() -> None:

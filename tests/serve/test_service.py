@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from firstlight.serve.assembly import tool_maker
 from firstlight.serve.bodies import CompletionBody
 from firstlight.serve.errors import ApiError
 from firstlight.serve.service import Limits, choice_seed
@@ -54,6 +55,19 @@ def test_a_tool_sees_the_beginning_of_an_answer_that_goes_on() -> None:
     assert made().seen == [5, 6]
     assert service(make_tool=Notes).tool_after(())().seen == []
     assert service().tool_after((5, 6)) is None
+
+
+def test_a_call_that_the_beginning_has_closed_is_not_run_again() -> None:
+    made = service()
+    start, end = (made.tokenizer.special_ids[f"<|python_{name}|>"] for name in ("start", "end"))
+    ran: list[str] = []
+    maker = tool_maker(made.tokenizer, lambda code: ran.append(code) or "x")
+    make = service(make_tool=maker).tool_after((start, 49, end, 65, start, 50, end, start, 51))
+    assert make is not None
+    tool = make()
+    assert ran == []
+    tool.after(end)
+    assert ran == ["3"]
 
 
 def test_another_model_is_not_here() -> None:

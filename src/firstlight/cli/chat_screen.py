@@ -29,7 +29,7 @@ HELP = """\
 /help            this list
 /exit            end (as Ctrl-D)
 A line that ends with \\ goes on in the next one; \"\"\" begins and ends a text of many lines; //text sends /text.
-Ctrl-C stops an answer; what was said is kept. At the prompt it ends the chat."""
+Ctrl-C stops an answer; what was said is kept. At the prompt it drops the line; a second one ends the chat."""
 
 COMMANDS = ("/help", "/reset", "/undo", "/retry", "/temp", "/system", "/save", "/exit", "/quit")
 QUOTES = '"""'
@@ -86,13 +86,22 @@ def talk(session: ChatSession, *, title: str, console: Console) -> None:
         import readline  # noqa: F401
     screen = _Screen(has_colours=console.is_terminal and sys.stdout.isatty())
     screen.note(f"{title}. /help lists the commands; Ctrl-D ends.")
-    has_told_of_dropping = False
+    has_told_of_dropping = has_interrupted = False
     while True:
         try:
             text = _read_message()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             write("\n")
             return
+        except KeyboardInterrupt:
+            write("\n")
+            if has_interrupted:
+                return
+            # It may have been meant for an answer that ended just before.
+            has_interrupted = True
+            screen.note("(Ctrl-C again, or Ctrl-D, ends)")
+            continue
+        has_interrupted = False
         if not text.strip():
             continue
         try:

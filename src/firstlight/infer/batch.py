@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,6 +30,9 @@ from firstlight.infer.sampling import check_sampling
 from firstlight.model.gpt import GPT
 from firstlight.model.sharding import is_sharded
 
+LONGEST_WAIT_S = 0.05
+"""Where every row waits for its tool, a step waits with them this long: then whoever cancels is heard."""
+
 PREFILL_CHUNK = 256
 """Prompt tokens read in one step: bounds how long the rows that are under way wait."""
 
@@ -36,8 +40,11 @@ PREFILL_CHUNK = 256
 class Tool(Protocol):
     """Looks at what one row's model writes, and may write itself."""
 
-    def after(self, token_id: int) -> list[int]:
-        """Called with each id that the model chose; returns the ids that come next in its place, or none."""
+    def after(self, token_id: int) -> list[int] | Future[list[int]]:
+        """Called with each id that the model chose; returns the ids that come next in its place, or none.
+
+        A future holds the row, and no other one, until it is done.
+        """
         ...
 
 
@@ -93,6 +100,12 @@ class _Row:
     before_id: int = 0
     last_id: int = 0
     forced: deque[int] = field(default_factory=deque)
+    pending: Future[list[int]] | None = None
+
+    def forget(self) -> None:
+        """What its tool still does is for nobody."""
+        if self.pending is not None:
+            self.pending.cancel()
 
 
 class BatchEngine:
@@ -169,7 +182,10 @@ class BatchEngine:
         if self._partial is not None and self._partial.handle == handle:
             self._partial = None
             return
-        self._remove([i for i, row in enumerate(self._rows) if row.handle == handle])
+        for i, row in enumerate(self._rows):
+            if row.handle == handle:
+                self._remove([i])
+                return
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
@@ -177,6 +193,7 @@ class BatchEngine:
 
         Raises ConfigError where logits are not finite; the engine is of no use then.
         """
+        self._take_outputs()
         parts = [self._decode()] if self._rows else []
         parts += self._admit()
         if not parts:
@@ -184,8 +201,18 @@ class BatchEngine:
         logits_BV = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self._emit(logits_BV)
 
+    def _take_outputs(self) -> None:
+        """What tools have found since the last step is forced from here on."""
+        pending = [row.pending for row in self._rows if row.pending is not None]
+        if pending and len(pending) == len(self._rows):
+            wait(pending, timeout=LONGEST_WAIT_S, return_when=FIRST_COMPLETED)
+        for row in self._rows:
+            if row.pending is not None and row.pending.done():
+                row.forced.extend(row.pending.result())
+                row.pending = None
+
     def _decode(self) -> torch.Tensor:
-        """Logits behind the last id of every row."""
+        """Logits behind the last id of every row. A row that waits for its tool is read again at the same place."""
         rows = self._rows
         ids_B, before_B, positions_B = torch.tensor(
             [[row.last_id for row in rows], [row.before_id for row in rows], [row.length for row in rows]],
@@ -198,7 +225,7 @@ class BatchEngine:
         cos_B1K, sin_B1K = weights.cos_M1K[positions_B], weights.sin_M1K[positions_B]
         logits_BV = decode_step(weights, ids_B, before_B, cos_B1K, sin_B1K, attend_to_rows(self._cache, places))
         for row in rows:
-            row.length += 1
+            row.length += row.pending is None
         return logits_BV
 
     def _admit(self) -> list[torch.Tensor]:
@@ -296,6 +323,8 @@ class BatchEngine:
         tops = self._tops(logits_BV, log_sums_B)
         tokens, ended = [], []
         for i, (row, token_id, logprob, top) in enumerate(zip(rows, ids_B.tolist(), logprobs, tops, strict=True)):
+            if row.pending is not None:
+                continue
             reason = self._advance(row, token_id, is_forced=i in forced)
             if reason is not None:
                 ended.append(i)
@@ -312,7 +341,11 @@ class BatchEngine:
             if token_id in request.stop_ids:
                 return "stop_id"
             if row.tool is not None:
-                row.forced.extend(row.tool.after(token_id))
+                found = row.tool.after(token_id)
+                if isinstance(found, Future):
+                    row.pending = found
+                else:
+                    row.forced.extend(found)
         if row.num_new == request.max_new_tokens:
             return "max_new_tokens"
         # The last id of a full row has no position of its own: it was read off the position before.
@@ -335,6 +368,7 @@ class BatchEngine:
         rows, slot = self._rows, len(self._rows)
         with torch.inference_mode():
             for i in reversed(ended):
+                rows[i].forget()
                 last = rows.pop()
                 if i < len(rows):
                     self._cache.copy_slot(len(rows), i, last.length)

@@ -8,6 +8,7 @@ model can read. The clock stands still and random numbers are the same each time
 from __future__ import annotations
 
 import datetime
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -33,7 +34,8 @@ _STILL: pydantic_monty.OSPolicy = {
 class Calculator:
     """Runs code; use it in a ``with``, or call `close`. The worker process starts with the first code.
 
-    time_limit_s, memory_limit_bytes: of one run. max_output_chars: longer text is cut, and says so.
+    time_limit_s, memory_limit_bytes: of one run. max_output_chars: longer text is cut, and says so. num_workers: processes, for
+    as many threads that call it.
     """
 
     def __init__(
@@ -42,10 +44,13 @@ class Calculator:
         time_limit_s: float = TIME_LIMIT_S,
         memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
         max_output_chars: int = MAX_OUTPUT_CHARS,
+        num_workers: int = 1,
     ) -> None:
         self._time_limit_s = time_limit_s
         self._memory_limit_bytes = memory_limit_bytes
         self._max_output_chars = max_output_chars
+        self._num_workers = num_workers
+        self._starting = threading.Lock()
         self._pool: pydantic_monty.Monty | None = None
 
     def run(self, code: str) -> str:
@@ -55,16 +60,10 @@ class Calculator:
         """
         if len(code) > MAX_CODE_CHARS:
             return f"SyntaxError: the code is longer than {MAX_CODE_CHARS} characters"
-        if self._pool is None:
-            self._pool = pydantic_monty.Monty(
-                max_processes=1,
-                request_timeout=self._time_limit_s + _GRACE_S,
-                feed_duration_limit_grace=_GRACE_S,
-            )
-            self._pool.__enter__()
+        pool = self._started()
         printed = _Printed(self._max_output_chars)
         try:
-            value = self._value(self._pool, code, printed)
+            value = self._value(pool, code, printed)
             last = "" if value is None else str(value)
         except pydantic_monty.MontyError as error:
             last = self._error_text(error)
@@ -75,6 +74,18 @@ class Calculator:
             last = ""
         text = printed.text.removesuffix("\n") if not last else printed.text + last
         return self._cut(text)
+
+    def _started(self) -> pydantic_monty.Monty:
+        with self._starting:
+            if self._pool is None:
+                pool = pydantic_monty.Monty(
+                    max_processes=self._num_workers,
+                    request_timeout=self._time_limit_s + _GRACE_S,
+                    feed_duration_limit_grace=_GRACE_S,
+                )
+                pool.__enter__()
+                self._pool = pool
+            return self._pool
 
     def _value(self, pool: pydantic_monty.Monty, code: str, printed: _Printed) -> Any:
         limits: pydantic_monty.ResourceLimits = {

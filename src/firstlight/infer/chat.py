@@ -79,19 +79,30 @@ def trim_history(
 
     Raises ConfigError where the last message alone does not fit.
     """
-    kept, num_dropped = list(messages), 0
+    kept = list(messages)
     # The last new token needs no place in the context: nothing is predicted from it.
     room = context + 1 - min(max_new_tokens, max(1, context // 4))
     first = 1 if kept and kept[0].role == "system" else 0
-    while True:
-        num_tokens = len(render_prompt(kept, tokenizer))
-        if num_tokens <= room:
-            return kept, num_dropped
-        if len(kept) - first < 3:
-            with_system = " with the system's" if first else ""
-            raise ConfigError(
-                f"the message{with_system} has {num_tokens} tokens, and the context of {context} has room for {room}",
-                hint="write a shorter message" + (" or a shorter system text" if first else ""),
-            )
-        del kept[first : first + 2]
-        num_dropped += 1
+    num_pairs = max(0, (len(kept) - first - 1) // 2)
+
+    def newest(num: int) -> list[Message]:
+        return kept[:first] + kept[first + 2 * (num_pairs - num) :]
+
+    def num_tokens(num: int) -> int:
+        return len(render_prompt(newest(num), tokenizer))
+
+    if (least := num_tokens(0)) > room:
+        with_system = " with the system's" if first else ""
+        raise ConfigError(
+            f"the message{with_system} has {least} tokens, and the context of {context} has room for {room}",
+            hint="write a shorter message" + (" or a shorter system text" if first else ""),
+        )
+    # From the newest on, by doubling and halving: a client may send thousands of turns, and each look encodes what it keeps.
+    fits, too_many = 0, 1
+    while too_many <= num_pairs and num_tokens(too_many) <= room:
+        fits, too_many = too_many, 2 * too_many
+    too_many = min(too_many, num_pairs + 1)
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if num_tokens(middle) <= room else (fits, middle)
+    return newest(fits), num_pairs - fits

@@ -11,6 +11,7 @@ count as new tokens; where the answer's length or the context ends in the middle
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 
 from firstlight.tokens.bpe import Tokenizer
 
@@ -23,6 +24,7 @@ class PythonTool:
     """The tool of one answer (`firstlight.infer.batch.Tool`). Several may share one ``run``.
 
     run: code to text; it never raises for what the code does (`Calculator.run`).
+    executor: runs the code, so that other rows go on meanwhile; without one the caller waits.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class PythonTool:
         *,
         max_code_tokens: int = MAX_CODE_TOKENS,
         max_output_tokens: int = MAX_OUTPUT_TOKENS,
+        executor: Executor | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._run = run
         self._max_code_tokens = max_code_tokens
         self._max_output_tokens = max_output_tokens
+        self._executor = executor
         self._special = frozenset(tokenizer.special_ids.values())
         names = ("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>")
         self._python_start, self._python_end, self._output_start, self._output_end = (
@@ -44,7 +48,7 @@ class PythonTool:
         )
         self._code: list[int] | None = None
 
-    def after(self, token_id: int) -> list[int]:
+    def after(self, token_id: int) -> list[int] | Future[list[int]]:
         """Take the id that the model chose; where it closes a call, the ids of the output with its special tokens."""
         if token_id == self._python_start:
             self._code = []
@@ -53,12 +57,15 @@ class PythonTool:
                 self._code.append(token_id)
         elif self._code is not None:
             code, self._code = self._code, None
-            if len(code) > self._max_code_tokens:
-                output = f"SyntaxError: the code is longer than {self._max_code_tokens} tokens"
-            else:
-                output = self._run(self._tokenizer.decode(code))
-            return [self._output_start, *self._output_ids(output), self._output_end]
+            return self._result(code) if self._executor is None else self._executor.submit(self._result, code)
         return []
+
+    def _result(self, code: list[int]) -> list[int]:
+        if len(code) > self._max_code_tokens:
+            output = f"SyntaxError: the code is longer than {self._max_code_tokens} tokens"
+        else:
+            output = self._run(self._tokenizer.decode(code))
+        return [self._output_start, *self._output_ids(output), self._output_end]
 
     def _output_ids(self, output: str) -> list[int]:
         # A lone surrogate has no bytes; it becomes a question mark.

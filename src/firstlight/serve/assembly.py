@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fastapi import FastAPI
@@ -18,6 +19,9 @@ from firstlight.serve.meters import Meters
 from firstlight.serve.service import Limits, Service
 from firstlight.serve.worker import EngineWorker
 from firstlight.tokens.bpe import Tokenizer
+
+NUM_CALCULATORS = 2
+"""One that loops until its limit leaves another for the rest, and a machine of two cores a core for the model."""
 
 BASE_WARNING = "this run is a base model: it continues text and has not learned to chat"
 
@@ -52,7 +56,8 @@ def assemble(
     record = loaded.record
     is_base = record.recipe == "base"
     has_tool = tools == "python" or (tools == "auto" and not is_base)
-    calculator = Calculator() if has_tool else None
+    calculator = Calculator(num_workers=NUM_CALCULATORS) if has_tool else None
+    executor = ThreadPoolExecutor(NUM_CALCULATORS, thread_name_prefix="firstlight-calculator")
     engine = BatchEngine(loaded.model, max_rows=max_rows)
     try_out(engine, loaded.tokenizer)
     worker = EngineWorker(engine, max_open=max_rows + queue)
@@ -66,12 +71,18 @@ def assemble(
         created_unix_s=record.created_unix_s,
         facts=facts_of(loaded, loaded.model),
         warning=BASE_WARNING if is_base else None,
-        make_tool=None if calculator is None else tool_maker(loaded.tokenizer, calculator.run),
+        make_tool=None if calculator is None else tool_maker(loaded.tokenizer, calculator.run, executor),
     )
     hosts = (*LOOPBACK_HOSTS, host) if is_loopback(host) else None
     app = make_app(service, api_key=api_key, hosts=hosts, origins=origins)
     add_pages(app, loaded, is_studio=studio)
-    return Assembled(app, service, calculator.close if calculator is not None else lambda: None)
+
+    def close() -> None:
+        executor.shutdown(wait=True, cancel_futures=True)
+        if calculator is not None:
+            calculator.close()
+
+    return Assembled(app, service, close)
 
 
 def facts_of(loaded: LoadedRun, model: GPT) -> dict[str, object]:
@@ -85,9 +96,9 @@ def facts_of(loaded: LoadedRun, model: GPT) -> dict[str, object]:
     }
 
 
-def tool_maker(tokenizer: Tokenizer, run: Callable[[str], str]) -> Callable[[], Tool]:
-    """What makes each row its own watcher of calls; all of them use one calculator."""
-    return lambda: PythonTool(tokenizer, run)
+def tool_maker(tokenizer: Tokenizer, run: Callable[[str], str], executor: Executor | None = None) -> Callable[[], Tool]:
+    """What makes each row its own watcher of calls; all of them use one calculator, in the threads of ``executor``."""
+    return lambda: PythonTool(tokenizer, run, executor=executor)
 
 
 def try_out(engine: BatchEngine, tokenizer: Tokenizer) -> None:

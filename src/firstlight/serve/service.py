@@ -124,14 +124,19 @@ class Service:
         )
 
     def tool_after(self, prefix_ids: Sequence[int]) -> Callable[[], Tool] | None:
-        """What makes a row's tool, which has seen the beginning of an answer that goes on."""
+        """What makes a row's tool, which has seen the beginning of an answer that goes on.
+
+        Calls that the beginning has closed are not run: the client says itself what they gave, and may send many.
+        """
         make = self.make_tool
         if make is None or not prefix_ids:
             return make
+        closes = self.tokenizer.special_ids["<|python_end|>"]
+        last = max((place for place, token_id in enumerate(prefix_ids) if token_id == closes), default=-1)
 
         def replayed() -> Tool:
             tool = make()
-            for token_id in prefix_ids:
+            for token_id in prefix_ids[last + 1 :]:
                 tool.after(token_id)
             return tool
 
