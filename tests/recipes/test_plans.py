@@ -7,7 +7,7 @@ import torch
 
 from firstlight.errors import ConfigError
 from firstlight.recipes.plans import device_memory_bytes, horizon_of, plan_from_settings
-from firstlight.recipes.settings import BaseSettings
+from firstlight.recipes.settings import BaseSettings, SftSettings
 from firstlight.runtime.context import Runtime
 
 CPU = Runtime(device=torch.device("cpu"))
@@ -43,3 +43,14 @@ def test_fp8_is_refused_where_the_device_has_none():
 def test_memory_of_a_cpu_is_shared_by_its_processes():
     whole = device_memory_bytes(CPU)
     assert whole is None or device_memory_bytes(Runtime(device=torch.device("cpu"), world_size=2)) == whole // 2
+
+
+@pytest.mark.parametrize("name", ["epochs", "tokens", "flops", "minutes", "tokens_per_param"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_horizon_that_is_no_finite_number_is_refused(name, value):
+    if name == "epochs":
+        settings: BaseSettings | SftSettings = SftSettings(epochs=value)
+    else:
+        settings = BaseSettings(**{name: value})
+    with pytest.raises(ConfigError, match="is no length of a run"):
+        horizon_of(settings)

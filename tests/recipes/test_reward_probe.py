@@ -46,6 +46,14 @@ def test_the_difference_is_over_the_same_problems(tmp_path):
     assert len(json.loads((tmp_path / "rewards" / "step_00000007.json").read_text())["rows"]) == 4
 
 
+def test_a_difference_that_cannot_be_told_does_not_spoil_the_end(tmp_path):
+    one = probe(tmp_path, [scores(0.0), scores(1.0)])
+    one.measure(None, 0, is_over=lambda: False)
+    row = one.last(None, 3)
+    assert row["reward_mean"] == 1.0
+    assert "reward_difference" not in row
+
+
 def test_without_a_score_from_before_the_end_stands_alone(tmp_path):
     row = probe(tmp_path, [scores(1.0, 0.0)]).last(None, 3)
     assert row["reward_mean"] == 0.5

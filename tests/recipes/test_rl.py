@@ -115,6 +115,28 @@ def test_what_cannot_work_is_refused_before_step_0(start, own_folders, changes, 
     assert not (own_folders / "r").exists()
 
 
+def test_values_that_cannot_be_sampled_or_rewarded_with_are_refused_before_there_is_a_folder(start, own_folders):
+    """In one test, since each would train a base run first."""
+    cases = [
+        ({"updates_per_rollout": 0}, "--updates-per-rollout 0"),
+        ({"prompts_per_step": 0}, "--prompts-per-step 0"),
+        ({"samples_per_prompt": 1}, "--samples-per-prompt 1"),
+        ({"clip_high": 0.3}, "--clip-high without --clip"),
+        ({"temperature": float("nan")}, "--temperature nan"),
+        ({"temperature": float("inf")}, "--temperature inf"),
+        ({"top_k": -3}, "--top-k -3"),
+        ({"kl": float("nan")}, "--kl nan"),
+        ({"max_new_tokens": 0}, "--max-new-tokens 0"),
+        ({"max_seq_len": 1}, "--max-seq-len 1"),
+        ({"reward_problems": 0}, "--reward-problems 0"),
+        ({"reward_samples": 0}, "--reward-samples 0"),
+    ]
+    for changes, words in cases:
+        with pytest.raises(ConfigError, match=words):
+            rl.train_rl(replace(RlSettings(run="r", **TINY), **changes))
+        assert not (own_folders / "r").exists()
+
+
 def test_an_environment_is_known_by_what_it_asks():
     class Other(Spaces):
         def problem(self, split, index):

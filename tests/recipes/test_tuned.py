@@ -180,7 +180,15 @@ def test_mid_training_takes_the_text_of_the_base_run_and_a_second_stage_finds_it
         ({"data": "text"}, ConfigError, "has no conversations"),
         ({"data": "builtin-chat:0"}, ConfigError, "not above 0"),
         ({"lr_frac": 0.0}, ConfigError, "--lr-frac 0 must be above zero"),
+        ({"lr_frac": math.nan}, ConfigError, "--lr-frac nan"),
+        ({"matrix_lr": 0.0}, ConfigError, "--matrix-lr 0.0 must be above zero"),
+        ({"embedding_lr": math.nan}, ConfigError, "--embedding-lr nan"),
         ({"max_seq_len": 65}, ConfigError, "context of 64"),
+        ({"max_seq_len": 0}, ConfigError, "--max-seq-len 0"),
+        ({"epochs": math.nan, "num_iterations": None}, ConfigError, "--epochs nan"),
+        ({"epochs": math.inf, "num_iterations": None}, ConfigError, "--epochs inf"),
+        ({"minutes": math.nan, "num_iterations": None}, ConfigError, "--minutes nan"),
+        ({"total_batch_size": 0, "num_iterations": None}, ConfigError, "--total-batch-size 0"),
         ({"epochs": 1.0}, ConfigError, "2 horizons"),
         ({"epochs": -1.0, "num_iterations": None}, ConfigError, "--epochs -1"),
         ({"chat_tasks": "arc_eazy"}, ConfigError, "arc_easy"),
@@ -201,6 +209,38 @@ def test_a_run_of_one_stage_is_not_resumed_as_another(start, own_folders, tmp_pa
     train_sft(SftSettings(run="s", init="start", data=str(chats(tmp_path / "c.jsonl")), **TINY))
     with pytest.raises(ConfigError, match="`firstlight train sft`, not of `firstlight train mid`"):
         train_mid(MidSettings(run="s", resume=True), given=frozenset({"run", "resume"}))
+
+
+@pytest.mark.parametrize("what", ["gone", "another"])
+def test_a_run_goes_on_bit_for_bit_without_the_run_that_it_started_from(start, own_folders, tmp_path, what):
+    """The start, its text included, is known to the run's own folder; a start of other rates changes nothing either."""
+    path = chats(tmp_path / "c.jsonl")
+    settings = MidSettings(
+        init="start", data=f"{path}:0.5,text:0.5", **{**TINY, "num_iterations": 4}, save_every=2, keep=9, lr_frac=0.5
+    )
+    train_mid(replace(settings, run="whole"))
+    train_mid(replace(settings, run="two"))
+    shutil.rmtree(own_folders / "two" / "checkpoints" / "step_00000004")
+    if what == "gone":
+        shutil.rmtree(start)
+    else:
+        record = json.loads((start / "run.json").read_text())
+        record["config"]["plan"] |= {"scalar_lr": 7.0, "matrix_lr": 7.0}
+        (start / "run.json").write_text(json.dumps(record))
+    record = train_mid(replace(settings, run="two", resume=True), given=frozenset({"run", "resume"}))
+    assert record.parents == ("start",)
+    assert record.config["start"] == {"run": "start", "recipe": "base", "checkpoint": "step_00000004"}
+    whole, two = weights(own_folders / "whole", 4), weights(own_folders / "two", 4)
+    assert all(torch.equal(whole[name], two[name]) for name in whole)
+
+
+def test_a_run_without_a_checkpoint_needs_the_run_that_it_started_from(start, own_folders, tmp_path):
+    settings = SftSettings(run="s", init="start", data=str(chats(tmp_path / "c.jsonl")), **TINY)
+    train_sft(settings)
+    shutil.rmtree(own_folders / "s" / "checkpoints")
+    shutil.rmtree(start)
+    with pytest.raises(ConfigError, match="no run 'start'"):
+        train_sft(replace(settings, resume=True), given=frozenset({"run", "resume"}))
 
 
 def test_conversations_that_have_changed_are_refused_on_resume(start, own_folders, tmp_path):

@@ -177,6 +177,14 @@ def test_nothing_but_bad_rewards_ends_after_a_few_steps(value) -> None:
         next(batches)
 
 
+def test_several_updates_from_the_same_bad_answers_are_one_bad_step() -> None:
+    batches = make(ToyEnvironment(lambda problem, text: None), clip=0.2, updates_per_rollout=2)
+    for _ in range(2 * (MOST_STEPS_WITHOUT_REWARD - 1)):
+        step_of(batches)
+    with pytest.raises(DataError, match="no sample of toy had a reward in 3 steps"):
+        next(batches)
+
+
 def test_prompts_that_are_too_long_are_counted() -> None:
     seen: list = []
     batches = make(seen=seen, seq_len=5)

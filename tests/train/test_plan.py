@@ -176,3 +176,12 @@ def test_helpers_by_hand():
     assert seq_len_for(5) == 512
     # (13e6 / 6.5e6)^0.7 = 1.62, and 4096 * 1.62 = 6654 is nearer to 8192 than to 4096 in powers of two.
     assert batch_tokens_for(13e6) == 8192
+
+
+@pytest.mark.parametrize(
+    "name", ["embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip", "warmup_frac"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rates_that_are_no_finite_numbers_are_refused(name, value):
+    with pytest.raises(ConfigError, match="--" + name.replace("_", "-")):
+        make_plan(1, horizon=Horizon("steps", 3), **{name: value})

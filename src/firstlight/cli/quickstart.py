@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 MINUTES = 4.5
-CHAT_MINUTES = 20.0
 
 
 def quickstart(
@@ -34,7 +33,7 @@ def quickstart(
     Parameters
     ----------
     minutes
-        Wall-clock minutes from launch to the final score. [4.5; with --chat 20]
+        Wall-clock minutes from launch to the final score. [4.5; with --chat 20; a run that goes on keeps its own]
     run
         Name of the run (its folder is runs/NAME; with --chat also NAME-mid and NAME-sft). [quickstart, quickstart-2, ...]
     chat
@@ -47,18 +46,18 @@ def quickstart(
     from firstlight.recipes.settings import BaseSettings
     from firstlight.runtime import environment
 
-    minutes_given = minutes is not None
-    minutes = minutes if minutes is not None else CHAT_MINUTES if chat else MINUTES
-    if not 0 < minutes < float("inf"):
+    if minutes is not None and not 0 < minutes < float("inf"):
         raise ConfigError(f"--minutes {minutes:g} must be above zero", hint="4.5 is usual, and 20 with --chat")
     if resume and run is None:
         raise ConfigError(
             "--resume needs the name of the run", hint="give --run NAME; `firstlight runs list` shows them"
         )
     if chat:
-        name = run or road.free_name(environment.runs_dir(), suffixes=("", "-mid", "-sft"))
+        name = run or road.free_name(environment.runs_dir(), suffixes=road.SUFFIXES)
         road.walk(name, minutes=minutes, resume=resume)
         return
+    minutes_given = minutes is not None
+    minutes = MINUTES if minutes is None else minutes
     settings = BaseSettings(
         run=run or road.free_name(environment.runs_dir()), resume=resume, data="builtin", minutes=minutes
     )

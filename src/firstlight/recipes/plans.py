@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,9 @@ def horizon_of(settings: RunSettings) -> Horizon | None:
             f"{len(chosen)} horizons are given: " + ", ".join(f"{flag(n)} {v:g}" for n, v in chosen.items()),
             hint="a run has exactly one: leave the others away",
         )
+    for name, value in chosen.items():
+        if not math.isfinite(value):
+            problems.add(f"{flag(name)} {value:g} is no length of a run", hint="give a number above zero")
     problems.raise_if_any()
     for name, value in chosen.items():
         return Horizon(HORIZONS[name], value)  # pyrefly: ignore[bad-argument-type]
@@ -101,7 +105,7 @@ def plan_for_model(
     reason. Raises ConfigError that names every mistake.
     """
     is_given = any(getattr(settings, name, None) is not None for name in rates)
-    if settings.lr_frac <= 0:
+    if not 0 < settings.lr_frac < math.inf:
         raise ConfigError(
             f"--lr-frac {settings.lr_frac:g} must be above zero",
             hint="1 keeps the rates of the run that it starts from",
@@ -111,9 +115,10 @@ def plan_for_model(
         model=model,
         horizon=horizon,
         seq_len=settings.max_seq_len,
-        embedding_lr=settings.embedding_lr or rates["embedding_lr"],
-        unembedding_lr=settings.unembedding_lr or rates["unembedding_lr"],
-        matrix_lr=settings.matrix_lr or rates["matrix_lr"],
+        # Not `or`: a rate of 0 is a mistake, and make_plan says so.
+        embedding_lr=rates["embedding_lr"] if settings.embedding_lr is None else settings.embedding_lr,
+        unembedding_lr=rates["unembedding_lr"] if settings.unembedding_lr is None else settings.unembedding_lr,
+        matrix_lr=rates["matrix_lr"] if settings.matrix_lr is None else settings.matrix_lr,
         scalar_lr=rates["scalar_lr"],
         why_rates=f"given, or {why_rates}" if is_given else why_rates,
         **_common(settings, runtime, seq_len=settings.max_seq_len or model.max_seq_len),
@@ -156,7 +161,7 @@ def refuse_negative(settings: RunSettings) -> None:
     problems = Problems()
     for name in NEVER_NEGATIVE:
         value = getattr(settings, name, None)
-        if value is not None and value < 0:
+        if value is not None and not value >= 0:
             problems.add(f"{flag(name)} {value} is below 0", hint="0 turns it off")
     problems.raise_if_any()
 

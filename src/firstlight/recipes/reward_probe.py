@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from firstlight.data.store import read_json, write_durably
+from firstlight.errors import DataError
 from firstlight.model.gpt import GPT
 from firstlight.rl.scores import RewardScores, compare_rewards, scores_from_dict
 from firstlight.runtime.console import Console
@@ -57,7 +58,12 @@ class RewardProbe:
         if before is None:
             return row
         first = scores_from_dict(before)
-        found = compare_rewards(first, scores)
+        try:
+            found = compare_rewards(first, scores)
+        except DataError as error:
+            # Training is done: that no difference can be told is no reason to call it failed.
+            self._console.warn(f"no difference to the score before training: {error.what}")
+            return row
         verdict = "significant" if found.is_shown else "not significant"
         self._console.say(
             f"reward {first.mean_reward:.4f} before, {scores.mean_reward:.4f} after: {found.difference:+.4f} +- "

@@ -28,7 +28,7 @@ from firstlight.recipes.settings import RlSettings
 from firstlight.recipes.sink import RunSink
 from firstlight.recipes.stage import StageData, StageRun
 from firstlight.recipes.starting import open_start
-from firstlight.rl.batches import RolloutBatches
+from firstlight.rl.batches import RolloutBatches, check_sampling
 from firstlight.rl.environments.base import SPLITS, Environment
 from firstlight.rl.environments.table import open_environment
 from firstlight.rl.scores import evaluate_rewards
@@ -56,10 +56,9 @@ class RlRun(StageRun[RlSettings]):
         settings, runtime = self.settings, self.runtime
         self.start = open_start(settings, self.runs_dir, previous=self.previous, runtime=runtime, console=self.console)
         self.parents = (self.start.record.name,)
-        self.environment = open_environment(
-            settings.environment, cache_dir=machine.cache_dir(), format_reward=settings.format_reward
-        )
-        seq_len = min(settings.max_seq_len or self.start.model.max_seq_len, self.start.model.max_seq_len)
+        seq_len = self.start.row_len(settings.max_seq_len, smallest=2)
+        # Here and not where they are used: a run of values that cannot be is to leave no folder.
+        self.check(device_batch_size=1, seq_len=seq_len)
         step_tokens = settings.prompts_per_step * settings.samples_per_prompt * seq_len
         if settings.total_batch_size not in (None, step_tokens):
             raise ConfigError(
@@ -69,6 +68,10 @@ class RlRun(StageRun[RlSettings]):
             )
         if settings.shard_weights:
             raise ConfigError("--shard-weights: answers are sampled from whole weights", hint="leave it out")
+        # Last, since its questions may have to be made first.
+        self.environment = open_environment(
+            settings.environment, cache_dir=machine.cache_dir(), format_reward=settings.format_reward
+        )
         horizon = horizon_of(settings) or Horizon("steps", DEFAULT_STEPS)
         if self.previous is not None:
             settings = resume.keep_planned(settings, self.previous, world_size=runtime.world_size)
@@ -80,9 +83,30 @@ class RlRun(StageRun[RlSettings]):
             why_rates=f"{settings.lr_frac:g} times that of {self.start.record.name}",
             runtime=runtime,
         )
+        self.check(device_batch_size=plan.device_batch_size, seq_len=seq_len)
         # A resumed run samples anew: it must not go on in the middle of a sample's updates.
         save_every = math.ceil(plan.save_every / settings.updates_per_rollout) * settings.updates_per_rollout
         return replace(plan, save_every=save_every)
+
+    def check(self, *, device_batch_size: int, seq_len: int) -> None:
+        """Raise ConfigError for values that no answers can be sampled, rewarded or trained on with."""
+        settings = self.settings
+        check_sampling(
+            prompts_per_step=settings.prompts_per_step, samples_per_prompt=settings.samples_per_prompt,
+            device_batch_size=device_batch_size, seq_len=seq_len, max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature, top_k=settings.top_k, clip=settings.clip, clip_high=settings.clip_high,
+            kl=settings.kl, has_reference=True, scale=settings.advantage_scale,
+            updates_per_rollout=settings.updates_per_rollout, context=self.start.model.max_seq_len,
+            world_size=self.runtime.world_size,
+        )  # fmt: skip
+        for flag, value in (
+            ("--reward-problems", settings.reward_problems),
+            ("--reward-samples", settings.reward_samples),
+        ):
+            if value < 1:
+                raise ConfigError(
+                    f"{flag} {value} is too small", hint="the smallest is 1; 200 problems, 4 samples are usual"
+                )
 
     def name_prefix(self) -> str:
         return f"{self.start.record.name}-rl"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from firstlight.errors import ConfigError
 from firstlight.eval.chat.compare import Gain
 from firstlight.eval.chat.results import ChatResult
 from firstlight.recipes.base import train_base
@@ -20,7 +21,7 @@ from firstlight.recipes.chat_eval import evaluate_run, show_chat
 from firstlight.recipes.loading import dtype_for, load_for_inference
 from firstlight.recipes.mid import train_mid
 from firstlight.recipes.plans import depth_for_minutes
-from firstlight.recipes.record import RECORD_FILE, read_run
+from firstlight.recipes.record import RECORD_FILE, did_you_mean, read_run
 from firstlight.recipes.settings import BaseSettings, MidSettings, RunSettings, SftSettings
 from firstlight.recipes.sft import train_sft
 from firstlight.runtime import environment
@@ -29,6 +30,11 @@ from firstlight.runtime.context import open_runtime
 
 SHARES = {"base": 0.56, "mid": 0.18, "sft": 0.20}
 """Parts of the minutes; the rest is for the questions."""
+
+MINUTES = 20.0
+
+SUFFIXES = ("", "-mid", "-sft")
+"""Of the names of the runs, in the order of the road."""
 
 NUM_QUESTIONS = 200
 
@@ -53,12 +59,28 @@ def stages(name: str, *, minutes: float) -> list[Stage]:
     ]
 
 
-def walk(name: str, *, minutes: float, resume: bool) -> Mapping[str, Any]:
+def walk(name: str, *, minutes: float | None, resume: bool) -> Mapping[str, Any]:
     """Train all stages, ask the last one and the first one the held-out questions, print both, and return the results.
 
-    resume: go on with a road that was stopped; stages that are done are left alone.
-    Raises what the stages raise.
+    minutes: for all of it; None: MINUTES, or of a road that goes on those that it began with.
+    resume: go on with a road that was stopped; stages that are done are left alone, those that have begun keep their minutes.
+    Raises ConfigError, before anything is trained, for a name that is taken or a road that is not there; and what the stages
+    raise.
     """
+    runs_dir = environment.runs_dir()
+    begun = [stage for stage in SUFFIXES if (runs_dir / f"{name}{stage}" / RECORD_FILE).exists()]
+    if resume and not begun:
+        raise ConfigError(
+            f"--resume: there is no run {name}" + did_you_mean(name, runs_dir),
+            hint="leave --resume out to begin; `firstlight runs list` shows all",
+        )
+    if begun and not resume:
+        raise ConfigError(
+            f"--run {name}: there is a run {name}{begun[0]} in {runs_dir}",
+            hint="go on with --resume, or choose another name with --run",
+        )
+    if minutes is None:
+        minutes = _minutes_of(runs_dir / name) or MINUTES
     for stage in stages(name, minutes=minutes):
         settings, given = stage.settings, {"run", "minutes", "init"}
         folder = environment.runs_dir() / str(settings.run)
@@ -73,6 +95,14 @@ def walk(name: str, *, minutes: float, resume: bool) -> Mapping[str, Any]:
         stage.train(settings, given=frozenset(given))
     result, base, gains = ask(f"{name}-sft", beside=name)
     return {"sft": result.to_dict(), "base": base.to_dict(), "gains": [gain.to_dict() for gain in gains]}
+
+
+def _minutes_of(base_dir: Path) -> float | None:
+    """Minutes of the whole road that a base run began, or None where it did not begin one."""
+    if not (base_dir / RECORD_FILE).exists():
+        return None
+    mine = read_run(base_dir).config.get("settings", {}).get("minutes")
+    return None if mine is None else mine / SHARES["base"]
 
 
 def ask(run: str, *, beside: str, max_questions: int = NUM_QUESTIONS) -> tuple[ChatResult, ChatResult, list[Gain]]:

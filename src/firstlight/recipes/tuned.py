@@ -63,7 +63,11 @@ class TunedRun(StageRun[T]):
         self.start = open_start(settings, self.runs_dir, previous=self.previous, runtime=runtime, console=self.console)
         self.parents = (self.start.record.name,)
         self.mixture = Mixture.parse(settings.data)
-        self.seq_len = min(settings.max_seq_len or self.start.model.max_seq_len, self.start.model.max_seq_len)
+        self.seq_len = self.start.row_len(settings.max_seq_len)
+        if settings.total_batch_size is not None and settings.total_batch_size < 1:
+            raise ConfigError(
+                f"--total-batch-size {settings.total_batch_size} must be above zero", hint="leave it out for the dial's"
+            )
         self.open_mixture()
         given = horizon_of(settings)
         if self.previous is not None:
@@ -121,7 +125,7 @@ class TunedRun(StageRun[T]):
                 assert self.text is not None
                 rows = TextRows(
                     self.text.store, self.text.val, self.seq_len, self.start.tokenizer.bos_id,
-                    packing=str(self.base_settings().get("packing", "bestfit")),
+                    packing=self.text_facts["packing"],
                 )  # fmt: skip
             else:
                 rows = self.pack(self.tokenised[name])
@@ -169,21 +173,32 @@ class TunedRun(StageRun[T]):
                 return record.config.get("settings", {})
         return {}
 
+    def find_text(self) -> dict[str, Any]:
+        """What text stands for: its data, validation and packing; of a resumed run as noted, for the base run may be gone."""
+        if self.previous is not None and "text" in self.previous.config:
+            return self.previous.config["text"]
+        base, given = self.base_settings(), self.settings.text
+        data = given or base.get("data")
+        return {
+            "data": None if data is None else str(data),
+            "val": base.get("val") if given is None else None,
+            "packing": str(base.get("packing", "bestfit")),
+        }
+
     def open_text(self) -> PreparedData:
         """The text that `text` stands for, in the start's own ids."""
-        base = self.base_settings()
-        data = self.settings.text or base.get("data")
-        if data is None:
+        facts = self.text_facts = self.find_text()
+        if facts["data"] is None:
             raise ConfigError(
                 f"--data {self.settings.data}: the text of {self.start.record.name} is not known",
                 hint="say what text stands for with --text, or leave it out of --data",
             )
         workers = self.settings.workers if self.settings.workers is not None else environment.num_usable_cpus()
         return prepare_data_together(
-            str(data), val=base.get("val") if self.settings.text is None else None,
+            facts["data"], val=facts["val"],
             tokenizer_path=self.start.path / "tokenizer.json", vocab_size=self.start.tokenizer.vocab_size,
             cache_dir=environment.cache_dir(), num_workers=workers, seed=self.settings.seed,
-            packing=str(base.get("packing", "bestfit")), seq_len=self.seq_len, console=self.console, runtime=self.runtime,
+            packing=facts["packing"], seq_len=self.seq_len, console=self.console, runtime=self.runtime,
         )  # fmt: skip
 
     def prepare(self, plan: Plan) -> StageData:
@@ -257,7 +272,8 @@ class TunedRun(StageRun[T]):
 
     def extra_config(self) -> dict[str, Any]:
         packed = {name: rows.facts for name, rows, _ in self.components if isinstance(rows, PackedConversations)}
-        return {"start": self.start.facts, "conversations": packed}
+        text = {"text": self.text_facts} if self.text is not None else {}
+        return {"start": self.start.facts, "conversations": packed, **text}
 
     def load_start(self, parts: Parts) -> None:
         self.start.load_into(parts)

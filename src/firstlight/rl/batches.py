@@ -17,6 +17,7 @@ Shapes: B rows, T tokens in a row.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -107,10 +108,10 @@ class RolloutBatches(Iterator[Batch]):
         self._updates, self._num_texts = updates_per_rollout, num_texts
         self._beat, self._on_step = beat, on_step
         position = position or Position()
-        _check(
+        check_sampling(
             prompts_per_step=prompts_per_step, samples_per_prompt=samples_per_prompt,
             device_batch_size=device_batch_size, seq_len=seq_len, max_new_tokens=max_new_tokens,
-            temperature=temperature, clip=clip, clip_high=clip_high, kl=kl, has_reference=reference is not None,
+            temperature=temperature, top_k=top_k, clip=clip, clip_high=clip_high, kl=kl, has_reference=reference is not None,
             scale=scale, updates_per_rollout=updates_per_rollout, context=model.config.max_seq_len,
             world_size=runtime.world_size, rows_consumed=position.rows_consumed,
         )  # fmt: skip
@@ -177,7 +178,9 @@ class RolloutBatches(Iterator[Batch]):
         texts = sample_texts(sampled.groups, sampled.advantages, self._num_texts)
         stats = make_stats(total, step=step, update=update, texts=texts)
         self._on_step(stats)
-        self._check_rewards(stats)
+        if update == 0:
+            # Later updates are of the same samples: they say nothing new about the environment.
+            self._check_rewards(stats)
         return batches
 
     def _sample(self, step: int) -> _Sampled:
@@ -259,7 +262,7 @@ class RolloutBatches(Iterator[Batch]):
         if stats.num_too_long:
             reasons.append(f"{stats.num_too_long} prompts too long for rows of {self._seq_len} tokens")
         error = DataError(
-            f"no sample of {self._environment.name} had a reward in {self._steps_without_reward} steps, in the last one:"
+            f"no sample of {self._environment.name} had a reward in {self._steps_without_reward} steps of sampling, in the last one:"
             f" {', '.join(reasons) or 'no samples'}",
             hint="a reward is a finite number; see docs/rl.md, or give longer rows with --max-seq-len",
         )
@@ -267,7 +270,7 @@ class RolloutBatches(Iterator[Batch]):
         raise error
 
 
-def _check(
+def check_sampling(
     *,
     prompts_per_step: int,
     samples_per_prompt: int,
@@ -275,6 +278,7 @@ def _check(
     seq_len: int,
     max_new_tokens: int,
     temperature: float,
+    top_k: int | None,
     clip: float | None,
     clip_high: float | None,
     kl: float,
@@ -283,9 +287,9 @@ def _check(
     updates_per_rollout: int,
     context: int,
     world_size: int,
-    rows_consumed: int,
+    rows_consumed: int = 0,
 ) -> None:
-    """Raise one ConfigError that names every value that cannot be."""
+    """Raise one ConfigError that names every value that cannot be. A recipe asks before it makes a run's folder."""
     problems = Problems()
     for flag, value, smallest in (
         ("--prompts-per-step", prompts_per_step, 1), ("--samples-per-prompt", samples_per_prompt, 2),
@@ -295,14 +299,17 @@ def _check(
         if value < smallest:
             why = "; a sample is compared with the others of its group" if flag == "--samples-per-prompt" else ""
             problems.add(f"{flag} {value} is too small", hint=f"the smallest is {smallest}{why}")
-    if not temperature > 0:
-        problems.add(f"--temperature {temperature:g}: all samples of a group would be the same", hint="1 is usual")
+    if not 0 < temperature < math.inf:
+        why = ": all samples of a group would be the same" if temperature == 0 else " is not possible"
+        problems.add(f"--temperature {temperature:g}{why}", hint="1 is usual")
+    if top_k is not None and top_k < 0:
+        problems.add(f"--top-k {top_k} is negative", hint="0 turns it off, 50 is usual")
     if seq_len > context:
         problems.add(
             f"--max-seq-len {seq_len} is more than the model's context of {context}", hint=f"at most {context}"
         )
     for flag, value in (("--clip", clip), ("--clip-high", clip_high)):
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             problems.add(f"{flag} {value:g} leaves no range", hint="0.2 is usual; leave it out for no clip")
     if clip_high is not None and clip is None:
         problems.add("--clip-high without --clip", hint="give both, for example 0.2 and 0.28")

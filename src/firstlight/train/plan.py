@@ -201,9 +201,10 @@ def make_plan(
         "--embedding-lr": embedding_lr, "--unembedding-lr": unembedding_lr, "--matrix-lr": matrix_lr,
     }  # fmt: skip
     for flag, value in positive.items():
-        if value is not None and value <= 0:
+        # Written so that NaN, which is in no order with any number, is refused as well.
+        if value is not None and not 0 < value < math.inf:
             problems.add(f"{flag} {value} must be above zero")
-    if horizon is not None and horizon.value <= 0:
+    if horizon is not None and not horizon.value > 0:
         problems.add(f"a horizon of {horizon.describe()} would train for zero steps", hint="give a number above zero")
     fractions = {"--warmup-frac": warmup_frac, "--warmdown-frac": warmdown_frac, "--final-lr-frac": final_lr_frac}
     for flag, value in fractions.items():
@@ -212,7 +213,7 @@ def make_plan(
     if warmup_frac and warmdown_frac and max(warmup_frac, warmdown_frac) <= 1 < warmup_frac + warmdown_frac:
         problems.add(f"--warmup-frac {warmup_frac} and --warmdown-frac {warmdown_frac} add up to more than the run")
     for flag, value in {"--weight-decay": weight_decay, "--grad-clip": grad_clip}.items():
-        if value is not None and value < 0:
+        if value is not None and not 0 <= value < math.inf:
             problems.add(f"{flag} {value} must not be negative")
     problems.raise_if_any()
 

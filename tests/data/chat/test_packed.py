@@ -217,3 +217,10 @@ def test_real_conversations_keep_their_ids(byte_tokenizer: Tokenizer) -> None:
     assert packed.targets(np.array([0])).tolist() == [[PAD] * 6 + [121, 111, 260, PAD, PAD]]
     assert packed.facts["rows"] == 1
     assert packed.facts["seq_len"] == 10
+
+
+def test_where_all_are_too_long_the_length_of_the_shortest_is_told() -> None:
+    documents = [Document(np.arange(n), np.ones(n, bool), f"d:{n}") for n in (9, 7)]
+    with pytest.raises(DataError) as raised:
+        pack_conversations(documents, seq_len=4, seed=0, bos_id=99, too_long="skip")
+    assert "the shortest has 7 tokens" in (raised.value.hint or "")

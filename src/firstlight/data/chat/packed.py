@@ -198,7 +198,7 @@ def pack_conversations(
         raise DataError(
             f"no conversation of {len(tokens):,} gives a row of {seq_len} tokens: {counts.skipped_too_long:,} are longer, "
             f"{counts.skipped_no_target:,} have no target in what a row holds",
-            hint=f"the shortest has {int(tokens.lengths.min(initial=0)):,} tokens: use a longer --max-seq-len"
+            hint=f"the shortest has {min(tokens.lengths.tolist(), default=0):,} tokens: use a longer --max-seq-len"
             + (", or --too-long cut" if too_long == "skip" else ""),
         )
     return PackedConversations(tokens, rows, bos_id, counts)
