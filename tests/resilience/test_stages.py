@@ -27,9 +27,9 @@ from firstlight.recipes.settings import MidSettings, RlSettings, RunSettings, Sf
 STEPS = 12
 COMMON = {
     "num_iterations": STEPS, "dtype": "fp32", "device": "cpu", "compile": "off", "threads": 1, "workers": 0, "save_every": 3,
-    "eval_every": 0, "sample_every": 0, "lr_frac": 0.5,
+    "eval_every": 0, "lr_frac": 0.5,
 }  # fmt: skip
-TUNED = {**COMMON, "total_batch_size": 64 * NUM_ROWS, "chat_tasks": "none", "val_frac": 0.1}
+TUNED = {**COMMON, "sample_every": 0, "total_batch_size": 64 * NUM_ROWS, "chat_tasks": "none", "val_frac": 0.1}
 
 
 def write_chats(path: Path) -> Path:

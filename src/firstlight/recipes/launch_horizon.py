@@ -53,7 +53,7 @@ def horizon_of_launch(
         plan,
         estimated_steps=steps,
         eval_every=interval(steps, 10) if settings.eval_every is None else plan.eval_every,
-        sample_every=interval(steps, 4) if settings.sample_every is None else plan.sample_every,
+        sample_every=interval(steps, 4) if getattr(settings, "sample_every", 0) is None else plan.sample_every,
         save_every=interval(steps, 10) if settings.save_every is None else plan.save_every,
     )
     horizon = ClockHorizon(divided.training_s, curve, used_s=used_s, agree=runtime.largest)

@@ -141,9 +141,11 @@ def _common(settings: RunSettings, runtime: Runtime, *, seq_len: int, world_size
         memory_bytes = int(-runtime.control.largest(-float(memory_bytes)))
     names = (
         "device_batch_size", "total_batch_size", "weight_decay", "grad_clip", "warmup_frac", "warmdown_frac",
-        "final_lr_frac", "eval_every", "sample_every", "save_every", "shard_weights",
+        "final_lr_frac", "eval_every", "save_every", "shard_weights",
     )  # fmt: skip
     return {name: getattr(settings, name) for name in names} | {
+        # RL keeps some of each step's answers instead.
+        "sample_every": 0 if isinstance(settings, RlSettings) else settings.sample_every,
         "world_size": runtime.world_size if world_size is None else world_size,
         "flops_per_s": rate,
         "memory_bytes": memory_bytes,

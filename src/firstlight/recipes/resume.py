@@ -110,7 +110,7 @@ def keep_planned(settings: S, previous: records.RunRecord, *, world_size: int) -
     kept = {name: saved[name] for name in PLANNED if name in saved}
     if world_size == previous.world_size:
         for name in PLANNED_FOR_MACHINE:
-            if getattr(settings, name) in (None, "auto") and name in saved:
+            if name in saved and name in setting_names(type(settings)) and getattr(settings, name) in (None, "auto"):
                 kept[name] = saved[name]
     if isinstance(settings, BaseSettings):
         kept["vocab_size"] = previous.config["model"]["vocab_size"]

@@ -250,6 +250,8 @@ class RewardSettings:
     """Divide advantages by the standard deviation of their group (std, as GRPO does), or not."""
     kl: float = 0.0
     """Weight of the divergence from the model that it started from."""
+    eval_every: int | None = None
+    """Steps between scores of the reward on held-out problems (0: only before and after). [ten a run]"""
     reward_problems: int = 200
     """Held-out problems of the score before and after training."""
     reward_samples: int = 4
@@ -295,7 +297,6 @@ class SftSettings(
 class RlSettings(
     MachineSettings,
     KeepSettings,
-    ProbeSettings,
     StepSettings,
     HorizonSettings,
     RewardSettings,

@@ -384,7 +384,7 @@ class StageRun(ABC, Generic[S]):
         self, parts: Parts, data: StageData, sink: RunSink, end: TrainState, *, max_tokens: int | None
     ) -> dict[str, Any]:
         """The final numbers for the record, also written to the metrics. A collective call."""
-        limit = self.settings.final_documents or None
+        limit = getattr(self.settings, "final_documents", 0) or None
         sums: list[DocumentSums] = []
         validation = self.validation
         result = validation.score(parts.model, max_documents=limit, max_tokens=max_tokens, documents_to=sums.append)
