@@ -22,7 +22,21 @@ TESTS = ROOT / "tests"
 FILES = sorted(SRC.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in FILES}
 
-ORDER = ("runtime", "tokens", "data", "model", "optim", "train", "infer", "eval", "rl", "interop", "recipes", "serve", "cli")
+ORDER = (
+    "runtime",
+    "tokens",
+    "data",
+    "model",
+    "optim",
+    "train",
+    "infer",
+    "eval",
+    "rl",
+    "interop",
+    "recipes",
+    "serve",
+    "cli",
+)
 """The import rule: a folder imports only from its left. ``errors`` and ``config`` are left of all."""
 
 MAX_LINES = 450

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from firstlight.errors import ConfigError, DataError
-from firstlight.rl.environments.code import code_of, is_python, with_tests
 from firstlight.rl.environments import code
+from firstlight.rl.environments.code import code_of, is_python, with_tests
 from firstlight.rl.environments.table import open_environment
 
 
