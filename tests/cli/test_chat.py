@@ -202,8 +202,11 @@ def test_a_talk_in_a_terminal(make_tiny_run, terminal: Callable[[list[str]], Ter
     user, assistant = json.loads(saved.read_text())["messages"]
     assert user == {"role": "user", "content": "hello\nthere"}
     assert set(assistant["content"]) == {"a"}
+    # A signal between the prompt and the wait behind it is noticed with the next key only (CPython's readline module).
+    time.sleep(1)
     os.kill(screen.process.pid, signal.SIGINT)
     at = screen.wait_for("> ", since=screen.wait_for("Ctrl-C again", since=at))
+    time.sleep(1)
     os.kill(screen.process.pid, signal.SIGINT)
     assert screen.process.wait(timeout=120) == 0
     assert "Traceback" not in screen.shown
