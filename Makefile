@@ -15,9 +15,9 @@ install: $(STAMP)
 quickstart: $(STAMP)
 	$(VENV)/bin/firstlight quickstart
 
-# The linters, then all tests on all cores, the slow ones too: where one waits, another computes.
+# The linters, then all tests, the slow ones too. One process more than cores: where one test waits, another computes.
 test: lint
-	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "slow or not slow"
+	$(VENV)/bin/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal -m "slow or not slow"
 
 test-fast: $(STAMP)
 	$(VENV)/bin/python -m pytest -n auto

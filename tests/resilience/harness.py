@@ -164,25 +164,25 @@ def _job(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     set_place(rank, world_size, port, FIRSTLIGHT_CACHE=str(place.cache), FIRSTLIGHT_RUNS=str(place.runs))
     from firstlight.errors import FirstlightError
-    from firstlight.recipes import probe_list
-    from firstlight.recipes.base import BaseRun
-    from firstlight.recipes.launch import launch
-    from firstlight.recipes.mid import MidRun
-    from firstlight.recipes.rl import RlRun
+    from firstlight.recipes import base, mid, probe_list, rl, sft
     from firstlight.recipes.settings import MidSettings, RlSettings, SftSettings
-    from firstlight.recipes.sft import SftRun
     from firstlight.runtime import hardware, precision
 
     peak = hardware.Peak(1e11, "not measured in this test")
     hardware.device_peak = lambda *_, **__: peak  # type: ignore[assignment]
     precision.matmul_flops_per_s = lambda *_, **__: 1e11  # type: ignore[assignment]
     probe_list.default_prompts = lambda _: ["the"]  # type: ignore[assignment]
-    stages: dict[type, Any] = {BaseSettings: BaseRun, MidSettings: MidRun, SftSettings: SftRun, RlSettings: RlRun}
+    # Looked up when called: a fault may put another in its place.
+    stages: dict[type, Any] = {
+        BaseSettings: (base, "train_base"), MidSettings: (mid, "train_mid"), SftSettings: (sft, "train_sft"),
+        RlSettings: (rl, "train_rl"),
+    }  # fmt: skip
     code = 0
     try:
         if fault is not None:
             fault(rank, *fault_args)
-        launch(stages[type(settings)], settings, given=given)
+        module, name = stages[type(settings)]
+        getattr(module, name)(settings, given=given)
     except FirstlightError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
