@@ -22,11 +22,11 @@ def reward_charts(find: Find) -> list[Chart]:
     each, held_out = find("reward_mean", "rl"), find("reward_mean", "reward")
     errors = dict(find("reward_stderr", "reward"))
     values = [y for _, y in (*each, *held_out)]
-    top = max([1.0, *values])
+    top = max(values, default=0.0) or 1.0
     return [
         Chart(
             "Reward", "mean over a step's answers", [Series("each step", each, "faint"), Series("smoothed", smooth(each))],
-            hue="green", y_range=(min([0.0, *values]), 1.05 * top),
+            hue="green", y_range=(min([0.0, *values]), 1.15 * top),
         ),
         Chart(
             "Reward on held-out problems", "mean, ± 1 standard error",
@@ -65,7 +65,7 @@ def chat_table(record: RunRecord, escape: Escape) -> str:
         f"<td>{_percent(task['format_rate'])}</td><td>{_percent(task['ended_rate'])}</td></tr>"
         for task in tasks
     )
-    return f'<h2>Questions that it had not seen</h2><div class="card"><table>{head}{lines}</table></div>'
+    return f'<h2>Questions that it had not seen</h2><div class="card scores"><table>{head}{lines}</table></div>'
 
 
 def answers(rows: Sequence[Row], escape: Escape) -> str:

@@ -93,6 +93,7 @@ td{font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.9em;background:var(--code);
  padding:1px 5px;border-radius:5px;overflow-wrap:anywhere}
 ul.notes{margin:0;padding-left:18px;font-size:14.5px} ul.notes li{margin:3px 0;overflow-wrap:anywhere}
+.scores{padding:8px 18px;overflow-x:auto} .scores th,.scores td{width:auto;white-space:nowrap;padding-right:20px;overflow-wrap:normal}
 .warning{border-color:var(--bad);padding:12px 18px;margin:0 0 20px} .stack{display:grid;gap:20px;min-width:0}
  .stack>.card{padding:16px 20px}
 footer{color:var(--soft);font-size:13.5px;padding-top:34px;padding-bottom:40px}
