@@ -140,3 +140,18 @@ def test_r25_two_processes_train_a_stage_on_the_same_rows_in_the_same_order(base
     assert len(set(counts[0])) > 1
     # An answer is sampled again where two ids are nearly as likely; the first steps come before that can matter.
     assert_close_run(one, two, rel=1e-4)
+
+
+def test_r25_ids_that_carry_loss_weigh_the_same_in_four_passes_of_one_process_and_in_two_of_two(base):
+    """Rows have different numbers of targets: means of passes or of processes would give another loss and another gradient."""
+    found = {}
+    for world_size, passes in ((1, 4), (2, 2)):
+        run = f"passes-{world_size}"
+        settings = replace(stage_of("sft", base), run=run, device_batch_size=3, num_iterations=2)
+        run_to_end(base, settings, world_size)
+        assert f"grad_accum_steps   {passes} " in next(base.runs.glob(f"*-{run}-rank0.out")).read_text()
+        found[world_size] = rows(base.runs / run, "train")
+    for one, two in zip(found[1], found[2], strict=True):
+        assert one["num_targets"] == two["num_targets"]
+        assert one["loss_nats"] == pytest.approx(two["loss_nats"], abs=1e-6)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-6)
