@@ -121,6 +121,8 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "firstlight", *arguments],
             stdin=inner, stdout=inner, stderr=inner, start_new_session=True, env={**os.environ, "TERM": "xterm"},
+            # A job in the background of a shell ignores it, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
         os.close(inner)
         self.shown = ""
@@ -203,10 +205,10 @@ def test_a_talk_in_a_terminal(make_tiny_run, terminal: Callable[[list[str]], Ter
     assert user == {"role": "user", "content": "hello\nthere"}
     assert set(assistant["content"]) == {"a"}
     # A signal between the prompt and the wait behind it is noticed with the next key only (CPython's readline module).
-    time.sleep(1)
+    time.sleep(0.5)
     os.kill(screen.process.pid, signal.SIGINT)
     at = screen.wait_for("> ", since=screen.wait_for("Ctrl-C again", since=at))
-    time.sleep(1)
+    time.sleep(0.5)
     os.kill(screen.process.pid, signal.SIGINT)
     assert screen.process.wait(timeout=120) == 0
     assert "Traceback" not in screen.shown
