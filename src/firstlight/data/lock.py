@@ -1,8 +1,10 @@
-"""One process at a time makes a file; the others wait, and say so."""
+"""One process at a time makes a file or folder; the others wait, and say so; what is made is put in place in one move."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,3 +35,18 @@ def one_at_a_time(path: Path, *, progress: Progress | None = None) -> Iterator[N
         yield
     finally:
         lock.release()
+
+
+def put_in_place(temporary: Path, folder: Path, *, is_whole: Callable[[Path], bool]) -> None:
+    """Rename a folder that is made; where a damaged one is in the way, move it aside; where another process was first, use
+    its work. For file systems that ignore locks. Raises OSError where neither can be.
+    """
+    if folder.exists() and not is_whole(folder):
+        aside = folder.with_name(f".{folder.name}.damaged.{uuid.uuid4().hex[:8]}")
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not is_whole(folder):
+            raise

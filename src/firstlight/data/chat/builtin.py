@@ -28,7 +28,7 @@ from firstlight.data.chat.builtin_example import SPLITS, Example, Split, parse_l
 from firstlight.data.chat.builtin_reading import Reading, read_all
 from firstlight.data.chat.builtin_talk import talk
 from firstlight.data.chat.builtin_words import counting, frequent_words, spelling
-from firstlight.data.lock import one_at_a_time
+from firstlight.data.lock import one_at_a_time, put_in_place
 from firstlight.data.sources import builtin as builtin_corpus
 from firstlight.data.sources.base import Progress
 from firstlight.errors import DataError
@@ -246,19 +246,6 @@ def _build(folder: Path, versions: dict[str, str], progress: Progress | None) ->
             "files": files,
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        _put_in_place(temporary, folder)
+        put_in_place(temporary, folder, is_whole=lambda each: _whole_manifest(each) is not None)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename; where a damaged folder is in the way, move it aside; where another process was first, use its work."""
-    if folder.exists() and _whole_manifest(folder) is None:
-        aside = folder.with_name(f".{folder.name}.damaged.{uuid.uuid4().hex[:8]}")
-        folder.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if _whole_manifest(folder) is None:
-            raise

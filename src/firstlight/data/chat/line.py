@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -45,11 +45,21 @@ class RowSource(Protocol):
     def walker(self, seed: int, stop: threading.Event | None = None) -> Walker: ...
 
 
-@dataclass(frozen=True)
-class EveryId:
+class Read(Protocol):
+    """What of `Rows` is asked for where each id is a target."""
+
+    def ids(self, indices: np.ndarray, /) -> np.ndarray: ...
+    def documents(self, indices: np.ndarray, /) -> list[str]: ...
+
+
+R = TypeVar("R", bound=Read)
+
+
+@dataclass(frozen=True, eq=False)
+class EveryId(Generic[R]):
     """Rows in which each id is a target, BOS included, as in pretraining."""
 
-    rows: Rows
+    rows: R
 
     def ids(self, indices: np.ndarray) -> np.ndarray:
         return self.rows.ids(indices)

@@ -6,8 +6,7 @@ import bisect
 import threading
 from dataclasses import dataclass
 
-import numpy as np
-
+from firstlight.data.chat.line import EveryId
 from firstlight.data.rows import RowRecipe, ShardRows
 from firstlight.data.split import Split, ValSpec, empty_split, resolve_for
 from firstlight.data.store import TokenStore
@@ -38,22 +37,6 @@ class TextRows:
         return TextWalker(self.store, recipe, stop)
 
 
-@dataclass(frozen=True, eq=False)
-class AllTargets:
-    """A shard's rows, with each id as a target."""
-
-    rows: ShardRows
-
-    def ids(self, indices: np.ndarray) -> np.ndarray:
-        return self.rows.ids(indices)
-
-    def targets(self, indices: np.ndarray) -> np.ndarray:
-        return self.rows.ids(indices)
-
-    def documents(self, indices: np.ndarray) -> list[str]:
-        return self.rows.documents(indices)
-
-
 class TextWalker:
     """Finds the n-th row of the endless line. To get there it packs the lengths of the shards before it, and reads no ids.
 
@@ -66,9 +49,9 @@ class TextWalker:
         self._stop = stop
         self._num_shards = len(recipe.shard_order(store.shard_names, 0))
         self._begins = [0]  # of each shard of each epoch, in the line of all; the last is where the next begins
-        self._current: tuple[int, AllTargets] | None = None
+        self._current: tuple[int, EveryId[ShardRows]] | None = None
 
-    def at(self, n: int) -> tuple[AllTargets, int]:
+    def at(self, n: int) -> tuple[EveryId[ShardRows], int]:
         """The rows that hold the n-th, and its index in them. Raises DataError where the split has no rows."""
         while self._begins[-1] <= n:
             place = len(self._begins) - 1
@@ -78,10 +61,10 @@ class TextWalker:
         place = bisect.bisect_right(self._begins, n) - 1
         return self._rows(place), n - self._begins[place]
 
-    def _rows(self, place: int) -> AllTargets:
+    def _rows(self, place: int) -> EveryId[ShardRows]:
         if self._current is None or self._current[0] != place:
             epoch, index = divmod(place, self._num_shards)
             order = self._recipe.shard_order(self._store.shard_names, epoch)
             shard = self._store.shard(order[index], stop=self._stop)
-            self._current = (place, AllTargets(self._recipe.rows_of(shard, epoch)))
+            self._current = (place, EveryId(self._recipe.rows_of(shard, epoch)))
         return self._current[1]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from firstlight.data.lock import one_at_a_time
+from firstlight.data.lock import one_at_a_time, put_in_place
 from firstlight.data.sources import prose
 from firstlight.data.sources.base import Progress, Source, SourceShard
 from firstlight.data.sources.docstrings import Helper, Part, read_files, topics
@@ -262,7 +262,7 @@ def _build(folder: Path, versions: dict[str, str], progress: Progress | None) ->
             "shards": shards,
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        _put_in_place(temporary, folder)
+        put_in_place(temporary, folder, is_whole=lambda each: _whole_manifest(each) is not None)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -275,16 +275,3 @@ def _write_shards(texts: list[str], folder: Path) -> list[dict]:
         part = texts[len(texts) * i // NUM_SHARDS : len(texts) * (i + 1) // NUM_SHARDS]
         shards.append(write_parquet(folder / f"builtin_{i:05d}.parquet", part))
     return shards
-
-
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename; where a damaged corpus is in the way, move it aside; where another process was first, use its work."""
-    if folder.exists() and _whole_manifest(folder) is None:
-        aside = folder.with_name(f".{folder.name}.damaged.{uuid.uuid4().hex[:8]}")
-        folder.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if _whole_manifest(folder) is None:
-            raise
