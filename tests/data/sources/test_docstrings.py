@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from firstlight.data.sources import docstrings
-from firstlight.data.sources.docstrings import Helper, read_files
+from firstlight.data.sources.docstrings import helper_for, read_files
 
 LONG = "This is a sentence that is long enough to be in the text, and it is about nothing at all. " * 3
 
@@ -58,9 +58,9 @@ def test_long_prose_is_kept_and_the_rest_is_counted(tmp_path):
 
 def test_a_helper_process_finds_the_same(tmp_path):
     files = write_modules(tmp_path)
-    assert Helper([files[:1], files[1:]]).parts() == [read_files(files[:1]), read_files(files[1:])]
+    assert helper_for([files[:1], files[1:]]).results() == [read_files(files[:1]), read_files(files[1:])]
 
 
 def test_a_helper_that_cannot_start_gives_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(docstrings.sys, "executable", str(tmp_path / "no_python"))
-    assert Helper([[tmp_path / "x.py"]]).parts() == []
+    assert helper_for([[tmp_path / "x.py"]]).results() == []

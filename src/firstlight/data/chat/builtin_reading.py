@@ -9,19 +9,18 @@ from __future__ import annotations
 import ast
 import gc
 import json
-import subprocess
 import sys
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from firstlight.data.chat.builtin_facts import Facts, facts_of
 from firstlight.data.chat.builtin_words import words_in
 from firstlight.data.sources.base import Progress
+from firstlight.data.sources.helper import Helper
 from firstlight.runtime import environment
 
 FILES_AT_ONCE = 64
@@ -127,7 +126,11 @@ def read_files(jobs: list[tuple[str, str, str]]) -> Reading:
 def read_all(files: list[tuple[str, str, str]], progress: Progress | None) -> Reading:
     """All files in their order. Another process reads every second part where there are two CPUs."""
     parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
-    helper = _Helper(parts[1::2]) if environment.num_usable_cpus() > 1 else None
+    helper = (
+        Helper("firstlight.data.chat.builtin_reading", parts[1::2], _reading)
+        if environment.num_usable_cpus() > 1
+        else None
+    )
     done: dict[int, Reading] = {}
     for i, part in enumerate(parts):
         if helper is None or i % 2 == 0:
@@ -136,7 +139,7 @@ def read_all(files: list[tuple[str, str, str]], progress: Progress | None) -> Re
                 so_far = min(len(files), (2 if helper else 1) * sum(each.counts["files"] for each in done.values()))
                 progress("reading functions and words for builtin-chat", so_far, len(files))
     if helper is not None:
-        done.update({2 * i + 1: reading for i, reading in enumerate(helper.readings())})
+        done.update({2 * i + 1: reading for i, reading in enumerate(helper.results())})
     whole = Reading()
     for i, part in enumerate(parts):
         # A helper that ended early (no memory, a signal) costs time, not text.
@@ -144,35 +147,9 @@ def read_all(files: list[tuple[str, str, str]], progress: Progress | None) -> Re
     return whole
 
 
-class _Helper:
-    """Reads parts in another process while this one does something else."""
-
-    def __init__(self, parts: list[list[tuple[str, str, str]]]) -> None:
-        self._jobs = "".join(json.dumps(part) + "\n" for part in parts)
-        self._found: list[Reading] = []
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def readings(self) -> list[Reading]:
-        """Wait, and give the readings in order; fewer than were asked for where the process ended early."""
-        self._thread.join()
-        return self._found
-
-    def _run(self) -> None:
-        command = [sys.executable, "-m", "firstlight.data.chat.builtin_reading"]
-        try:
-            done = subprocess.run(
-                command, input=self._jobs, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
-            )
-        except OSError:
-            return
-        for line in done.stdout.splitlines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                return
-            entries = [Entry(n, m, c, Facts.from_json(f)) for n, m, c, f in value["entries"]]
-            self._found.append(Reading(entries, Counter(value["words"]), Counter(value["counts"])))
+def _reading(answer: dict[str, Any]) -> Reading:
+    entries = [Entry(n, m, c, Facts.from_json(f)) for n, m, c, f in answer["entries"]]
+    return Reading(entries, Counter(answer["words"]), Counter(answer["counts"]))
 
 
 def main(jobs: TextIO, answers: TextIO) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from firstlight.data.lock import one_at_a_time, put_in_place
 from firstlight.data.sources import prose
 from firstlight.data.sources.base import Progress, Source, SourceShard
-from firstlight.data.sources.docstrings import Helper, Part, read_files, topics
+from firstlight.data.sources.docstrings import Part, helper_for, read_files, topics
 from firstlight.errors import DataError
 from firstlight.runtime import environment
 
@@ -175,7 +175,7 @@ def read_all(packages: list[Package], progress: Progress | None) -> tuple[list[s
     """Prose of all packages in a fixed order, and counts. Another process reads every second part where there are two CPUs."""
     files = [path for package in packages for path in package.files]
     parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
-    helper = Helper(parts[1::2]) if environment.num_usable_cpus() > 1 else None
+    helper = helper_for(parts[1::2]) if environment.num_usable_cpus() > 1 else None
     done: dict[int, Part] = {}
     for i, part in enumerate(parts):
         if helper is None or i % 2 == 0:
@@ -186,7 +186,7 @@ def read_all(packages: list[Package], progress: Progress | None) -> tuple[list[s
                 )
                 progress("reading the documentation of Python and its packages", read_so_far, len(files))
     if helper is not None:
-        done.update({2 * i + 1: part for i, part in enumerate(helper.parts())})
+        done.update({2 * i + 1: part for i, part in enumerate(helper.results())})
     texts: list[str] = []
     counts: Counter[str] = Counter()
     for i, part in enumerate(parts):

@@ -1,6 +1,6 @@
 """Docstrings and reference topics out of Python's own files: parsed, never imported.
 
-Also a program, ``python -m firstlight.data.sources.docstrings``, which is how ``Helper`` reads in a second process:
+Also a program, ``python -m firstlight.data.sources.docstrings``, which is how `helper_for` reads in a second process:
 that needs nothing of the program that started it, whichever way it was started.
 """
 
@@ -9,18 +9,17 @@ from __future__ import annotations
 import ast
 import gc
 import json
-import subprocess
 import sys
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from firstlight.data.sources import prose
+from firstlight.data.sources.helper import Helper
 
 
 def topics(path: Path) -> list[str]:
@@ -105,35 +104,13 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-class Helper:
+def helper_for(parts: list[list[Path]]) -> Helper[Part]:
     """Reads parts (lists of files) in another process while this one does something else."""
 
-    def __init__(self, parts: list[list[Path]]) -> None:
-        self._jobs = "".join(json.dumps([str(path) for path in part]) + "\n" for part in parts)
-        self._found: list[Part] = []
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+    def read(answer: dict[str, Any]) -> Part:
+        return Part(answer["texts"], Counter(answer["counts"]))
 
-    def parts(self) -> list[Part]:
-        """Wait, and give the parts in order; fewer than were asked for where the process ended early."""
-        self._thread.join()
-        return self._found
-
-    def _run(self) -> None:
-        command = [sys.executable, "-m", "firstlight.data.sources.docstrings"]
-        try:
-            # A small child that ends when its input does; its warnings are not the user's business.
-            done = subprocess.run(
-                command, input=self._jobs, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
-            )
-        except OSError:
-            return
-        for line in done.stdout.splitlines():
-            try:
-                found = json.loads(line)
-            except ValueError:
-                return
-            self._found.append(Part(found["texts"], Counter(found["counts"])))
+    return Helper("firstlight.data.sources.docstrings", ([str(path) for path in part] for part in parts), read)
 
 
 def main(jobs: TextIO, answers: TextIO) -> None:
