@@ -16,7 +16,8 @@ from typing import Any
 
 from firstlight.errors import DataError
 from firstlight.eval.core.bundle import Bundle
-from firstlight.eval.core.evaluate import Encode, Record, evaluate_core
+from firstlight.eval.core.evaluate import Encode, evaluate_core
+from firstlight.eval.slabs import Record
 from firstlight.eval.core.originals import TASKS
 from firstlight.eval.core.results import CoreResult
 from firstlight.eval.core.scorer import Scorer

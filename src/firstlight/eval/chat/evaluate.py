@@ -1,8 +1,4 @@
-"""The chat tasks, run on a model by all processes together, able to go on where it was ended: as eval/core does it.
-
-All processes hold the same list of what is left. Each asks every ``world_size``-th question of the next few, and then all
-tell each other what they found.
-"""
+"""The chat tasks, run on a model by all processes together, able to go on where it was ended: see ``eval/slabs.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from firstlight.eval.chat.answers import Asker, Record
 from firstlight.eval.chat.results import ChatResult, summarize
 from firstlight.eval.chat.task import ChatTask
-from firstlight.eval.core.evaluate import FIRST_SLAB, LARGEST_SLAB, LONG_S, SHORT_S, SMALLEST_SLAB, _all_do
+from firstlight.eval.slabs import all_do, work_through
 from firstlight.runtime.context import Runtime
 
 
@@ -34,49 +30,18 @@ def ask_all(
 
     Raises `Dropped` on all processes after ``should_stop``; what one process raises ends the evaluation on all.
     """
-    refused: list[Exception] = []
-
-    def check_kept() -> list[Record]:
-        if refused:
-            raise refused[0]
-        return []
-
     items = {task.name: task.ordered(max_per_task) for task in tasks}
-    found: dict[str, dict[int, Record]] = {task.name: {} for task in tasks}
-    everyone, _ = _all_do(runtime, lambda: list(done) if runtime.is_main else [], should_stop=None)
-    for record in everyone:
-        if record["task"] in found and 0 <= record["index"] < len(items[record["task"]]):
-            found[record["task"]][record["index"]] = record
-    total, num_done = sum(map(len, items.values())), sum(map(len, found.values()))
-    for task in tasks:
-        left = [i for i in range(len(items[task.name])) if i not in found[task.name]]
-        slab = FIRST_SLAB
-        while left:
-            if progress is not None:
-                progress(num_done, total, task.name)
-            part, left = left[: slab * runtime.world_size], left[slab * runtime.world_size :]
-            mine = part[runtime.rank :: runtime.world_size]
+    everyone, _ = all_do(runtime, lambda: list(done) if runtime.is_main else [], should_stop=None)
+    by_name = {task.name: task for task in tasks}
 
-            def ask(task: ChatTask = task, mine: list[int] = mine) -> list[Record]:
-                return check_kept() + asker.ask(task, items[task.name], mine, world_size=runtime.world_size)
+    def ask(name: str, mine: list[int]) -> list[Record]:
+        return asker.ask(by_name[name], items[name], mine, world_size=runtime.world_size)
 
-            is_last = num_done + len(part) == total
-            records, slowest_s = _all_do(runtime, ask, should_stop=None if is_last else should_stop)
-            records.sort(key=lambda record: record["index"])
-            found[task.name] |= {record["index"]: record for record in records}
-            num_done += len(records)
-            if on_records is not None and runtime.is_main:
-                try:
-                    on_records(records)
-                except Exception as error:
-                    refused.append(error)
-            if slowest_s < SHORT_S:
-                slab = min(LARGEST_SLAB, 2 * slab)
-            elif slowest_s > LONG_S:
-                slab = max(SMALLEST_SLAB, slab // 2)
-        if progress is not None:
-            progress(num_done, total, task.name)
-    _all_do(runtime, check_kept, should_stop=None)
+    # Tasks differ in how long an answer takes, so each finds its own slab.
+    found = work_through(
+        {task.name: len(items[task.name]) for task in tasks}, everyone, ask, runtime=runtime, on_records=on_records,
+        progress=progress, should_stop=should_stop, keeps_slab=False,
+    )  # fmt: skip
     return summarize(
         tasks,
         items,
