@@ -17,10 +17,10 @@ from typing import Any
 from firstlight.errors import DataError
 from firstlight.eval.core.bundle import Bundle
 from firstlight.eval.core.evaluate import Encode, evaluate_core
-from firstlight.eval.slabs import Record
 from firstlight.eval.core.originals import TASKS
 from firstlight.eval.core.results import CoreResult
 from firstlight.eval.core.scorer import Scorer
+from firstlight.eval.slabs import Record
 from firstlight.runtime.context import Runtime
 from firstlight.train.manifest import read_manifest, tensor_files
 
