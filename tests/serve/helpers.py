@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import threading
 import time
@@ -219,7 +220,9 @@ def serving(app: Any, service: Any, *, loaded: Any = None, grace_s: float = 5.0)
     finally:
         server.should_exit = True
         thread.join(60)
-        assert not thread.is_alive()
+        if thread.is_alive():
+            faulthandler.dump_traceback(all_threads=True)
+        assert not thread.is_alive(), "the server did not end; the stacks of all threads are on standard error"
 
 
 @contextmanager
