@@ -69,7 +69,9 @@ class Generation:
         while not self.is_over:
             wait_s = min(silence_s, self._ends_s - time.monotonic())
             try:
-                found = [await asyncio.wait_for(events.get(), max(wait_s, 0.0))]
+                # Not `wait_for`: in Python 3.11 that can lose a cancellation which comes together with an event.
+                async with asyncio.timeout(max(wait_s, 0.0)):
+                    found = [await events.get()]
             except TimeoutError:
                 yield self._end("time_limit") if time.monotonic() >= self._ends_s else []
                 continue
