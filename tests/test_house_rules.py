@@ -173,6 +173,17 @@ def test_nothing_can_execute_a_file_it_reads() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_test_changes_the_clock_of_the_whole_process() -> None:
+    # A server of another test may be waiting by it: with a clock set back for a moment, its event loop sleeps for hours.
+    # The module under test gets a `time` of its own instead: monkeypatch.setattr(module, "time", SimpleNamespace(...)).
+    names = "monotonic|perf_counter|time|sleep|process_time|monotonic_ns|perf_counter_ns|time_ns"
+    pattern = re.compile(rf"""setattr\(\s*(?:(?:\w+\.)*time\s*,\s*["'](?:{names})["']|["']time\.(?:{names})["'])""")
+    assert pattern.search('setattr(console.time, "monotonic", clock)')
+    assert pattern.search('setattr("time.sleep", clock)')
+    found = [path for path in sorted(TESTS.rglob("*.py")) if path != Path(__file__)]
+    assert [str(path.relative_to(ROOT)) for path in found if pattern.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_no_file_is_too_long() -> None:
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert {name: n for name, n in lengths.items() if n > MAX_LINES_OF.get(name, MAX_LINES)} == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,7 +29,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch):
     """A clock that the test moves: clock[0] is the time in seconds."""
     now = [1000.0]
-    monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
