@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from firstlight.infer import fast
+from firstlight.infer.decoder import Decoder
 from firstlight.infer.cache import KVCache
 from firstlight.infer.engine import generate, prefill
 from firstlight.model.gpt import GPT, GPTConfig
@@ -70,7 +71,7 @@ def filled_cache(model: GPT, prompt_BT: torch.Tensor, *, dtype: torch.dtype, max
 @torch.no_grad()
 def largest_error(model: GPT, *, batch_rows: int, dtype: torch.dtype, num_prompt: int = 7, num_steps: int = 9) -> float:
     ids_BT = random_ids(model, batch_rows, num_prompt + num_steps)
-    decoder = fast.Decoder(model, filled_cache(model, ids_BT[:, :num_prompt], dtype=dtype))
+    decoder = Decoder(model, filled_cache(model, ids_BT[:, :num_prompt], dtype=dtype))
     expected_BTV = model(ids_BT)
     errors = [
         (decoder.next_logits(ids_BT[:, t]) - expected_BTV[:, t]).abs().max().item()
@@ -102,7 +103,7 @@ def test_bf16_logits_are_within_its_rounding(case: str, dtype: torch.dtype) -> N
                 weight.copy_(weight.bfloat16())
         expected_BV = exact(ids_BT)[:, -1]
         own_error = (model(ids_BT)[:, -1] - expected_BV).abs().max().item()
-        decoder = fast.Decoder(model, filled_cache(model, ids_BT[:, :-1], dtype=dtype))
+        decoder = Decoder(model, filled_cache(model, ids_BT[:, :-1], dtype=dtype))
         error = (decoder.next_logits(ids_BT[:, -1]) - expected_BV).abs().max().item()
     assert error < 2 * own_error + 0.02
     assert own_error < 0.5

@@ -22,8 +22,10 @@ import torch
 
 from firstlight.errors import ConfigError
 from firstlight.infer.batch_cache import BatchCache, SlotCache
+from firstlight.infer.decoder import cache_dtype
 from firstlight.infer.engine import FinishReason, check_prompt, decoding_copy
-from firstlight.infer.fast import decode_dtype, decode_step, prepare
+from firstlight.infer.fast import decode_step, prepare
+from firstlight.infer.native.step import native_step
 from firstlight.infer.row_attention import RowPlaces, attend_to_rows
 from firstlight.infer.row_sampling import Choice, check_finite, choose, numbers_of_seed
 from firstlight.infer.sampling import check_sampling
@@ -133,8 +135,9 @@ class BatchEngine:
         self._prefill_chunk = prefill_chunk
         self._device = model.lm_head.weight.device
         self._model = decoding_copy(model)
-        dtype = decode_dtype(model.compute_dtype, device_type=self._device.type, batch_rows=max_rows)
-        self._weights = prepare(model, dtype=dtype)
+        dtype = cache_dtype(model, batch_rows=max_rows)
+        self._native = native_step(model)
+        self._weights = prepare(model, dtype=dtype) if self._native is None else None
         with torch.inference_mode():
             self._cache = BatchCache(
                 config, max_rows=max_rows, max_len=self.max_len, dtype=dtype, device=self._device
@@ -220,13 +223,20 @@ class BatchEngine:
         )
         lengths = [row.length + 1 for row in rows]
         self._cache.reserve(len(rows), max(lengths))
-        places = RowPlaces(self._cache, lengths, positions_B)
-        weights = self._weights
-        cos_B1K, sin_B1K = weights.cos_M1K[positions_B], weights.sin_M1K[positions_B]
-        logits_BV = decode_step(weights, ids_B, before_B, cos_B1K, sin_B1K, attend_to_rows(self._cache, places))
+        logits_BV = self._next_logits(ids_B, before_B, positions_B, lengths)
         for row in rows:
             row.length += row.pending is None
         return logits_BV
+
+    def _next_logits(
+        self, ids_B: torch.Tensor, before_B: torch.Tensor, positions_B: torch.Tensor, lengths: list[int]
+    ) -> torch.Tensor:
+        if self._native is not None:
+            return self._native(ids_B, before_B, positions_B, self._cache.k_LBGMK, self._cache.v_LBGMK)
+        weights, places = self._weights, RowPlaces(self._cache, lengths, positions_B)
+        assert weights is not None
+        cos_B1K, sin_B1K = weights.cos_M1K[positions_B], weights.sin_M1K[positions_B]
+        return decode_step(weights, ids_B, before_B, cos_B1K, sin_B1K, attend_to_rows(self._cache, places))
 
     def _admit(self) -> list[torch.Tensor]:
         """Read prompts of at most ``prefill_chunk`` tokens; logits behind those that are whole now, in order of rows."""

@@ -1,4 +1,4 @@
-"""Text generation in ids: read the prompt once with the model, then one token a step for all samples (`fast`).
+"""Text generation in ids: read the prompt once with the model, then one token a step for all samples (`decoder`).
 
 Shapes: B samples, T tokens, V vocabulary.
 """
@@ -12,7 +12,7 @@ import torch
 
 from firstlight.errors import ConfigError
 from firstlight.infer.cache import KVCache
-from firstlight.infer.fast import Decoder, decode_dtype
+from firstlight.infer.decoder import Decoder, cache_dtype
 from firstlight.infer.sampling import check_sampling, sample
 from firstlight.model.gpt import GPT
 from firstlight.model.precision import Linear
@@ -162,7 +162,7 @@ class Generation(Iterator[list[int]]):
         logits_1V = prefill(self._model, prompt_1T, cache, chunk=self._prefill_chunk)
         dtype = cache.dtype
         if not self._is_sharded:
-            dtype = decode_dtype(cache.dtype, device_type=self._device.type, batch_rows=self._num_samples)
+            dtype = cache_dtype(self._model, batch_rows=self._num_samples, compiled=self._compiled)
         self._cache = cache.repeat_rows(self._num_samples, dtype=dtype)
         return logits_1V.expand(self._num_samples, -1)
 

@@ -24,6 +24,8 @@ from firstlight.infer.cache import KVCache
 from firstlight.model.gpt import GPT, MLP, Attention, Block, GatedMLP
 from firstlight.model.precision import NORM_EPS, Embedding
 
+Layout = Callable[[torch.Tensor], torch.Tensor]
+
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, q_NRK, k_BGK, v_BGK) -> y_NRK: keep the new key and value, and attend to all that is kept."""
 
@@ -88,9 +90,24 @@ def decode_dtype(compute_dtype: torch.dtype, *, device_type: str, batch_rows: in
     return torch.float32 if device_type == "cpu" and batch_rows < FEW_ROWS else compute_dtype
 
 
+def laid_out(weight_XN: torch.Tensor) -> torch.Tensor:
+    """A matrix (inputs, outputs) as torch likes it for few rows. Laid out anew where there are more outputs than inputs: a
+    product of one row with a wide matrix is faster over rows that lie one behind another, and with a narrow one over
+    columns.
+    """
+    return weight_XN.contiguous() if weight_XN.shape[1] > weight_XN.shape[0] else weight_XN
+
+
 @torch.no_grad()
-def prepare(model: GPT, *, dtype: torch.dtype) -> DecodeWeights:
-    """The model's weights as a step wants them, with matrices in ``dtype``. The model is not changed."""
+def prepare(model: GPT, *, dtype: torch.dtype, layout: Layout = laid_out) -> DecodeWeights:
+    """The model's weights as a step wants them, with matrices in ``dtype``. The model is not changed.
+
+    layout: what becomes of each matrix, (inputs, outputs).
+    """
+
+    def matrix(weight_NX: torch.Tensor) -> torch.Tensor:
+        return layout(weight_NX.detach().to(model.compute_dtype).to(dtype).t())
+
     config = model.config
     device = model.lm_head.weight.device
     scales, again = model.residual_scales, model.x0_scales
@@ -101,10 +118,10 @@ def prepare(model: GPT, *, dtype: torch.dtype) -> DecodeWeights:
         has_values = attention.value_gate is not None
         layers.append(
             LayerWeights(
-                in_DX=_matrix(_input_rows(attention), model.compute_dtype, dtype),
-                out_DD=_matrix(attention.c_proj.weight, model.compute_dtype, dtype),
-                up_DF=_matrix(_up_rows(mlp), model.compute_dtype, dtype),
-                down_FD=_matrix(mlp.c_proj.weight, model.compute_dtype, dtype),
+                in_DX=matrix(_input_rows(attention)),
+                out_DD=matrix(attention.c_proj.weight),
+                up_DF=matrix(_up_rows(mlp)),
+                down_FD=matrix(mlp.c_proj.weight),
                 value_table_VC=_value_table(model, i) if has_values else None,
                 keep=None if scales is None else float(scales[i]),
                 again=None if again is None else float(again[i]),
@@ -124,7 +141,7 @@ def prepare(model: GPT, *, dtype: torch.dtype) -> DecodeWeights:
         is_gated=config.mlp == "swiglu",
         table_VD=model.transformer.wte.weight.detach(),
         layers=tuple(layers),
-        head_DV=_matrix(model.lm_head.weight, model.compute_dtype, dtype),
+        head_DV=matrix(model.lm_head.weight),
         slope_A1=1.0 / (config.head_dim * gains_A1**2),
         floor_A1=NORM_EPS / gains_A1**2,
         norm_floor=torch.tensor(NORM_EPS, device=device),
@@ -156,13 +173,6 @@ def _up_rows(mlp: MLP | GatedMLP) -> torch.Tensor:
 def _padded(weight: torch.Tensor, width: int) -> torch.Tensor:
     """A gate that reads the leading numbers only, as one that reads all of them."""
     return functional.pad(weight, (0, width - weight.shape[1]))
-
-
-def _matrix(weight: torch.Tensor, compute_dtype: torch.dtype, dtype: torch.dtype) -> torch.Tensor:
-    """(outputs, inputs) -> (inputs, outputs). Laid out anew where there are more outputs than inputs: a product of one
-    row with a wide matrix is faster over rows that lie one behind another, and with a narrow one over columns."""
-    turned = weight.detach().to(compute_dtype).to(dtype).t()
-    return turned.contiguous() if turned.shape[1] > turned.shape[0] else turned
 
 
 def _normed(x_BD: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
@@ -263,53 +273,3 @@ def attend_to_all(cache: KVCache, position_1: torch.Tensor) -> Attend:
         return torch.bmm(scores_NRM.softmax(-1), values_NMK)
 
     return attend
-
-
-class Decoder:
-    """Continues what a cache holds, one token a row and step.
-
-    cache: filled by the prompt; its dtype is that of the products.
-    compiled: every step is one compiled function of fixed shapes. The first one takes many seconds.
-    """
-
-    def __init__(self, model: GPT, cache: KVCache, *, compiled: bool = False) -> None:
-        assert cache.length, "the prompt comes first"
-        self.cache = cache
-        self._weights = prepare(model, dtype=cache.k_LBGMK.dtype)
-        self._step = self._prefix_step
-        if compiled:
-            self._compiled = torch.compile(self._static_step, fullgraph=True, dynamic=False)
-            self._step = self._compiled_step
-
-    @torch.inference_mode()
-    def next_logits(self, ids_B: torch.Tensor) -> torch.Tensor:
-        """Logits (B,V) float32 behind ``ids_B``, int64, which are added to the cache. There must be room for them."""
-        assert self.cache.length < self.cache.max_len
-        before_B = self.cache.last_ids
-        assert before_B is not None
-        logits_BV = self._step(ids_B, before_B)
-        self.cache.advance(1)
-        self.cache.remember(ids_B)
-        return logits_BV
-
-    def _prefix_step(self, ids_B: torch.Tensor, before_B: torch.Tensor) -> torch.Tensor:
-        weights, position = self._weights, self.cache.length
-        attend = attend_to_prefix(self.cache, position)
-        return decode_step(weights, ids_B, before_B, weights.cos_M1K[position], weights.sin_M1K[position], attend)
-
-    def _compiled_step(self, ids_B: torch.Tensor, before_B: torch.Tensor) -> torch.Tensor:
-        position_1 = torch.tensor([self.cache.length], device=ids_B.device)
-        return self._compiled(self._weights, self.cache.k_LBGMK, self.cache.v_LBGMK, ids_B, before_B, position_1)
-
-    @staticmethod
-    def _static_step(
-        weights: DecodeWeights,
-        k_LBGMK: torch.Tensor,
-        v_LBGMK: torch.Tensor,
-        ids_B: torch.Tensor,
-        before_B: torch.Tensor,
-        position_1: torch.Tensor,
-    ) -> torch.Tensor:
-        attend = attend_to_all(KVCache(k_LBGMK, v_LBGMK), position_1)
-        cos_1K, sin_1K = weights.cos_M1K.index_select(0, position_1)[0], weights.sin_M1K.index_select(0, position_1)[0]
-        return decode_step(weights, ids_B, before_B, cos_1K, sin_1K, attend)

@@ -84,6 +84,21 @@ def cxx_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
+def native_step_wanted() -> bool:
+    """Whether decoding may use code that is compiled on this machine: FIRSTLIGHT_NATIVE=0 says no."""
+    return os.environ.get("FIRSTLIGHT_NATIVE", "1") != "0"
+
+
+def cpu_features() -> str:
+    """What decides whether code compiled for one processor runs on another: its model, and its instructions on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    kept = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+    return "\n".join([platform.machine(), *sorted(kept)])
+
+
 def versions() -> dict[str, str]:
     """Versions of what decides a run's numbers. Reads package metadata only; imports nothing."""
     found = {"python": platform.python_version()}

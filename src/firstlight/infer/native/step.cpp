@@ -1,0 +1,406 @@
+// One decoding step: one new token for each of B rows, from its id to the logits, in one call.
+//
+// A step of a small model is mostly the cost of calling operations, and of a large one the reading of its weights. So here
+// all threads walk through the layers together, each does its share of every stage, and a barrier stands between stages;
+// matrices are read once in panels of 32 columns, in the dtype in which they are stored (float32 or bf16), and all
+// arithmetic is float32.
+//
+// Every sum is taken in the same order whatever the number of rows and of threads: a row's logits are the same to the bit
+// in any company.
+//
+// Shapes (see fast.py): B rows, D width, H query heads, G key/value heads, R = H/G, K head size, A = H + G, C = G*K,
+// X = (A + G) * K and with a value table G more, F inner width, V vocabulary, M positions of the cache.
+// Matrices come packed: (columns/32, inputs, 32), the last panel filled up with zeros.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int LANES = 16, PANEL = 2 * LANES;
+// Rows that one walk over a panel serves: as many sums as there are registers for.
+#ifdef __AVX512F__
+constexpr int MAX_ROWS = 12;
+#else
+constexpr int MAX_ROWS = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t BitVec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
+
+struct Bf16 {
+  uint16_t bits;
+};
+
+inline Vec load(const float* at) {
+  Vec x;
+  std::memcpy(&x, at, sizeof x);
+  return x;
+}
+
+inline Vec load(const Bf16* at) {
+  HalfVec half;
+  std::memcpy(&half, at, sizeof half);
+  return (Vec)(__builtin_convertvector(half, BitVec) << 16);
+}
+
+inline void store(float* at, Vec x) { std::memcpy(at, &x, sizeof x); }
+
+inline float one(const float* at) { return *at; }
+
+inline float one(const Bf16* at) {
+  const uint32_t bits = (uint32_t)at->bits << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline void keep(float* at, float x) { *at = x; }
+
+// Rounds to nearest, ties to even, as torch does.
+inline void keep(Bf16* at, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof x);
+  at->bits = x != x ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+// e^x for x <= 88; below -87 about 1e-38. Cephes' expf (S. Moshier): 2 ulp.
+inline Vec exp_of(Vec x) {
+  const Vec low = Vec{} - 87.0f;
+  x = x > low ? x : low;
+  const Vec shift = Vec{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const Vec shifted = x * 1.44269504088896341f + shift;
+  const Vec whole = shifted - shift;
+  const Vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Vec y = Vec{} + 1.9875691500e-4f;
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) y = y * r + c;
+  y = y * r * r + r + 1.0f;
+  return y * (Vec)((__builtin_convertvector(whole, IntVec) + 127) << 23);
+}
+
+inline float sum_of(Vec x) {
+  float total = 0;
+  for (int i = 0; i < LANES; i++) total += x[i];
+  return total;
+}
+
+template <class T>
+inline float dot(const float* a, const T* b, int n) {
+  Vec sum0 = {}, sum1 = {};
+  int i = 0;
+  for (; i + PANEL <= n; i += PANEL) {
+    sum0 += load(a + i) * load(b + i);
+    sum1 += load(a + i + LANES) * load(b + i + LANES);
+  }
+  for (; i + LANES <= n; i += LANES) sum0 += load(a + i) * load(b + i);
+  float total = sum_of(sum0 + sum1);
+  for (; i < n; i++) total += a[i] * one(b + i);
+  return total;
+}
+
+// y += a * x
+template <class T>
+inline void add_scaled(float* y, float a, const T* x, int n) {
+  int i = 0;
+  for (; i + LANES <= n; i += LANES) store(y + i, load(y + i) + a * load(x + i));
+  for (; i < n; i++) y[i] += a * one(x + i);
+}
+
+// The products of ROWS rows with one panel: the whole of what is done often.
+template <int ROWS, class T>
+inline void walk(const float* x, int64_t stride, const T* panel, int inputs, float (*tile)[PANEL]) {
+  Vec sums[ROWS][2] = {};
+  for (int k = 0; k < inputs; k++) {
+    const Vec left = load(panel + (int64_t)k * PANEL), right = load(panel + (int64_t)k * PANEL + LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+      const float a = x[r * stride + k];
+      sums[r][0] += a * left;
+      sums[r][1] += a * right;
+    }
+  }
+  for (int r = 0; r < ROWS; r++) {
+    store(tile[r], sums[r][0]);
+    store(tile[r] + LANES, sums[r][1]);
+  }
+}
+
+template <class T>
+inline void walk_rows(int rows, const float* x, int64_t stride, const T* panel, int inputs, float (*tile)[PANEL]) {
+#define WALK(n) \
+  case n:       \
+    if constexpr (n <= MAX_ROWS) return walk<n>(x, stride, panel, inputs, tile);
+  switch (rows) {
+    WALK(1) WALK(2) WALK(3) WALK(4) WALK(5) WALK(6) WALK(7) WALK(8) WALK(9) WALK(10) WALK(11) WALK(12)
+  }
+#undef WALK
+}
+
+// A share of 0..n for this thread, whole and in order.
+struct Share {
+  int first, last;
+  Share(int n, int thread, int threads) : first((int64_t)n * thread / threads), last((int64_t)n * (thread + 1) / threads) {}
+};
+
+// x (rows, inputs) times a packed matrix, this thread's panels of it; use(row, first column, columns, 32 sums).
+template <class T, class Use>
+inline void product(const float* x, int64_t stride, int rows, const T* matrix, int inputs, int columns, Share panels, Use use) {
+  alignas(64) float tile[MAX_ROWS][PANEL];
+  for (int p = panels.first; p < panels.last; p++) {
+    const int column = p * PANEL, n = std::min(PANEL, columns - column);
+    for (int b = 0; b < rows; b += MAX_ROWS) {
+      const int some = std::min(MAX_ROWS, rows - b);
+      walk_rows(some, x + b * stride, stride, matrix + (int64_t)p * inputs * PANEL, inputs, tile);
+      for (int r = 0; r < some; r++) use(b + r, column, n, tile[r]);
+    }
+  }
+}
+
+inline int panels_of(int columns) { return (columns + PANEL - 1) / PANEL; }
+
+}  // namespace
+
+extern "C" {
+
+struct Layer {
+  const void *in, *out, *up, *down;
+  const float* value_table;
+  float keep, again;
+};
+
+struct Model {
+  const float *table, *slope, *floor, *cosine, *sine, *smear;
+  const void* head;
+  const Layer* layers;
+  int32_t num_layers, D, H, G, K, F, V, has_scales, is_gated, embed_norm;
+  float eps, softcap, backout, smear_scale;
+};
+
+struct Rows {
+  const int64_t *ids, *before, *positions;
+  void *keys, *values;
+  int64_t layer_stride, row_stride, head_stride;
+  float *scratch, *logits;
+  int32_t num_rows, max_position, num_threads;
+};
+}
+
+namespace {
+
+inline float norm_scale(const Model& m, const float* x) { return 1.0f / std::sqrt(dot(x, x, m.D) / m.D + m.eps); }
+
+inline void start(const Model& m, int64_t id, float* x) {
+  const float* row = m.table + id * m.D;
+  const float scale = m.embed_norm ? norm_scale(m, row) : 1.0f;
+  for (int d = 0; d < m.D; d++) x[d] = row[d] * scale;
+}
+
+// Norm, gain and rotation of one head: y = turned(x * rsqrt(slope * sum of squares + floor)).
+inline void turn_head(const Model& m, const float* x, int head, int64_t position, float* y) {
+  const float scale = 1.0f / std::sqrt(dot(x, x, m.K) * m.slope[head] + m.floor[head]);
+  const float *cosine = m.cosine + position * m.K, *sine = m.sine + position * m.K;
+  const int half = m.K / 2;
+  for (int j = 0; j < half; j++) {
+    const float a = x[j] * scale, b = x[j + half] * scale;
+    y[j] = a * cosine[j] + b * sine[j];
+    y[j + half] = b * cosine[j + half] + a * sine[j + half];
+  }
+}
+
+// One row's group of heads: keep the new key and value, attend to all that the row holds. in: the row's (X) numbers.
+template <class T>
+inline void attend(const Model& m, const Layer& layer, const Rows& rows, int l, int b, int g, const float* in, float* y, float* own) {
+  const int R = m.H / m.G, K = m.K, A = m.H + m.G;
+  const int64_t position = rows.positions[b], length = position + 1;
+  const int64_t places = (rows.max_position + 1 + LANES - 1) / LANES * LANES;
+  const int64_t at = l * rows.layer_stride + b * rows.row_stride + g * rows.head_stride;
+  T *keys = (T*)rows.keys + at, *values = (T*)rows.values + at;
+  float *queries = own, *fresh = own + R * K, *scores = fresh + K;
+
+  turn_head(m, in + (m.H + g) * K, m.H + g, position, fresh);
+  for (int j = 0; j < K; j++) keep(keys + position * K + j, fresh[j]);
+  std::memcpy(fresh, in + (A + g) * K, K * sizeof(float));
+  if (layer.value_table) {
+    const float gate = 2.0f / (1.0f + std::exp(-in[(A + m.G) * K + g]));
+    add_scaled(fresh, gate, layer.value_table + (rows.ids[b] * m.G + g) * K, K);
+  }
+  for (int j = 0; j < K; j++) keep(values + position * K + j, fresh[j]);
+
+  for (int r = 0; r < R; r++) turn_head(m, in + (g * R + r) * K, g * R + r, position, queries + r * K);
+  for (int64_t s = 0; s < length; s++)
+    for (int r = 0; r < R; r++) scores[r * places + s] = dot(queries + r * K, keys + s * K, K);
+  for (int r = 0; r < R; r++) {
+    float *weights = scores + r * places, *into = y + (g * R + r) * K, total = 0;
+    const float largest = *std::max_element(weights, weights + length);
+    for (int64_t s = length; s < (length + LANES - 1) / LANES * LANES; s++) weights[s] = largest;
+    for (int64_t s = 0; s < length; s += LANES) store(weights + s, exp_of(load(weights + s) - largest));
+    for (int64_t s = 0; s < length; s++) total += weights[s];
+    std::fill(into, into + K, 0.0f);
+    for (int64_t s = 0; s < length; s++) add_scaled(into, weights[s], values + s * K, K);
+    for (int j = 0; j < K; j++) into[j] /= total;
+  }
+}
+
+template <class T>
+void step(const Model& m, const Rows& rows) {
+  const int B = rows.num_rows, D = m.D, H = m.H, G = m.G, K = m.K, F = m.F;
+  const int wide = (H + 2 * G) * K + G;
+  const int64_t places = (rows.max_position + 1 + LANES - 1) / LANES * LANES;
+  const int64_t own_size = (H / G) * (K + places) + K;
+  float* x = rows.scratch;
+  float* first = x + (int64_t)B * D;
+  float* middle = first + (int64_t)B * D;
+  float* in = middle + (int64_t)B * D;
+  float* heads = in + (int64_t)B * wide;
+  float* inner = heads + (int64_t)B * H * K;
+  float* scales = inner + (int64_t)B * F;
+  float* owns = scales + (int64_t)rows.num_threads * B;
+
+#pragma omp parallel num_threads(rows.num_threads)
+  {
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    float *scale = scales + (int64_t)thread * B, *own = owns + thread * own_size;
+    const Share my_rows(B, thread, threads), my_columns(D, thread, threads), my_panels(panels_of(D), thread, threads);
+    // Each thread for itself, of all rows: cheaper than to wait for one another.
+    const auto measure = [&] {
+      for (int b = 0; b < B; b++) scale[b] = norm_scale(m, x + (int64_t)b * D);
+    };
+    const auto add_to_x = [&](int b, int column, int n, const float* sums) {
+      float* to = x + (int64_t)b * D + column;
+      for (int j = 0; j < n; j++) to[j] += sums[j];
+    };
+
+    for (int b = my_rows.first; b < my_rows.last; b++) {
+      float *to = x + (int64_t)b * D, *before = middle + (int64_t)b * D;
+      start(m, rows.ids[b], to);
+      if (m.smear) {
+        start(m, rows.before[b], before);
+        add_scaled(to, m.smear_scale / (1.0f + std::exp(-dot(to, m.smear, D))), before, D);
+      }
+      std::memcpy(first + (int64_t)b * D, to, D * sizeof(float));
+      std::memcpy(before, to, D * sizeof(float));
+    }
+#pragma omp barrier
+    for (int l = 0; l < m.num_layers; l++) {
+      const Layer& layer = m.layers[l];
+      if (m.has_scales) {
+        for (int b = 0; b < B; b++)
+          for (int d = my_columns.first; d < my_columns.last; d++) {
+            const int64_t i = (int64_t)b * D + d;
+            x[i] = layer.keep * x[i] + layer.again * first[i];
+          }
+#pragma omp barrier
+      }
+      const int X = (H + 2 * G) * K + (layer.value_table ? G : 0);
+      measure();
+      product(x, D, B, (const T*)layer.in, D, X, Share(panels_of(X), thread, threads),
+              [&](int b, int column, int n, const float* sums) {
+                float* to = in + (int64_t)b * wide + column;
+                for (int j = 0; j < n; j++) to[j] = sums[j] * scale[b];
+              });
+#pragma omp barrier
+      const Share groups(B * G, thread, threads);
+      for (int i = groups.first; i < groups.last; i++) {
+        const int b = i / G;
+        attend<T>(m, layer, rows, l, b, i % G, in + (int64_t)b * wide, heads + (int64_t)b * H * K, own);
+      }
+#pragma omp barrier
+      product(heads, H * K, B, (const T*)layer.out, H * K, D, my_panels, add_to_x);
+#pragma omp barrier
+      measure();
+      const Share inners(panels_of(F), thread, threads);
+      if (m.is_gated) {
+        product(x, D, B, (const T*)layer.up, D, F, inners, [&](int b, int column, int n, const float* sums) {
+          float* to = inner + (int64_t)b * F + column;
+          alignas(64) float minus[PANEL];
+          for (int j = 0; j < PANEL; j++) minus[j] = -sums[j] * scale[b];
+          for (int j = 0; j < PANEL; j += LANES) store(minus + j, exp_of(load(minus + j) < 80.0f ? load(minus + j) : Vec{} + 80.0f));
+          for (int j = 0; j < n; j++) to[j] = sums[j] * scale[b] / (1.0f + minus[j]);
+        });
+        // The second matrix begins at a panel of its own.
+        const T* fc = (const T*)layer.up + (int64_t)panels_of(F) * D * PANEL;
+        product(x, D, B, fc, D, F, inners, [&](int b, int column, int n, const float* sums) {
+          float* to = inner + (int64_t)b * F + column;
+          for (int j = 0; j < n; j++) to[j] *= sums[j] * scale[b];
+        });
+      } else {
+        product(x, D, B, (const T*)layer.up, D, F, inners, [&](int b, int column, int n, const float* sums) {
+          float* to = inner + (int64_t)b * F + column;
+          for (int j = 0; j < n; j++) {
+            const float positive = std::max(sums[j] * scale[b], 0.0f);
+            to[j] = positive * positive;
+          }
+        });
+      }
+#pragma omp barrier
+      product(inner, F, B, (const T*)layer.down, F, D, my_panels, add_to_x);
+#pragma omp barrier
+      if (m.backout != 0 && l == m.num_layers / 2) {
+        for (int b = my_rows.first; b < my_rows.last; b++)
+          std::memcpy(middle + (int64_t)b * D, x + (int64_t)b * D, D * sizeof(float));
+#pragma omp barrier
+      }
+    }
+    if (m.backout != 0) {
+      for (int b = my_rows.first; b < my_rows.last; b++) add_scaled(x + (int64_t)b * D, -m.backout, middle + (int64_t)b * D, D);
+#pragma omp barrier
+    }
+    measure();
+    product(x, D, B, (const T*)m.head, D, m.V, Share(panels_of(m.V), thread, threads),
+            [&](int b, int column, int n, const float* sums) {
+              float* to = rows.logits + (int64_t)b * m.V + column;
+              alignas(64) float capped[PANEL];
+              for (int j = 0; j < PANEL; j += LANES) {
+                Vec z = load(sums + j) * scale[b];
+                if (m.softcap != 0) {
+                  // tanh(a) = 1 - 2 / (e^2a + 1), and 1 - 1e-8 at a = 20
+                  Vec twice = z * (2.0f / m.softcap);
+                  twice = twice < 40.0f ? twice : Vec{} + 40.0f;
+                  z = m.softcap - 2.0f * m.softcap / (exp_of(twice) + 1.0f);
+                }
+                store(capped + j, z);
+              }
+              std::memcpy(to, capped, n * sizeof(float));
+            });
+  }
+}
+
+int32_t first_wrong(const Model& m, const Rows& rows) {
+  for (int b = 0; b < rows.num_rows; b++) {
+    const int64_t id = rows.ids[b], before = rows.before[b], position = rows.positions[b];
+    if (id < 0 || id >= m.V || before < 0 || before >= m.V || position < 0 || position > rows.max_position) return b + 1;
+  }
+  return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Floats that `scratch` must have room for.
+int64_t scratch_floats(const Model* m, const Rows* rows) {
+  const int64_t places = (rows->max_position + 1 + LANES - 1) / LANES * LANES;
+  const int64_t of_row = 3 * m->D + (m->H + 2 * m->G) * m->K + m->G + m->H * m->K + m->F;
+  const int64_t of_thread = rows->num_rows + (m->H / m->G) * (m->K + places) + m->K;
+  return rows->num_rows * of_row + rows->num_threads * of_thread;
+}
+
+// 0, or 1 + the first row whose id or position does not exist; nothing is done then.
+int32_t step_float32(const Model* m, const Rows* rows) {
+  const int32_t wrong = first_wrong(*m, *rows);
+  if (!wrong) step<float>(*m, *rows);
+  return wrong;
+}
+
+int32_t step_bfloat16(const Model* m, const Rows* rows) {
+  const int32_t wrong = first_wrong(*m, *rows);
+  if (!wrong) step<Bf16>(*m, *rows);
+  return wrong;
+}
+}
