@@ -11,7 +11,7 @@ import torch
 
 from firstlight.errors import ConfigError
 from firstlight.infer.cache import KVCache
-from firstlight.infer.engine import prefill
+from firstlight.infer.decoder import prefill
 from firstlight.model.attention import Kernel
 from firstlight.model.gpt import GPT, GPTConfig
 

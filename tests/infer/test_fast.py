@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from firstlight.infer import fast
-from firstlight.infer.decoder import Decoder
 from firstlight.infer.cache import KVCache
-from firstlight.infer.engine import generate, prefill
+from firstlight.infer.decoder import Decoder, prefill
+from firstlight.infer.engine import generate
 from firstlight.model.gpt import GPT, GPTConfig
 
 SIZES: dict[str, Any] = {"vocab_size": 97, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 48, "max_seq_len": 40}
@@ -63,7 +63,7 @@ def random_ids(model: GPT, *shape: int) -> torch.Tensor:
 def filled_cache(model: GPT, prompt_BT: torch.Tensor, *, dtype: torch.dtype, max_len: int = 30) -> KVCache:
     rows = prompt_BT.shape[0]
     cache = KVCache.empty(model.config, batch_rows=rows, max_len=max_len, dtype=model.compute_dtype, device="cpu")
-    prefill(model, prompt_BT, cache)
+    prefill(model, prompt_BT, cache, chunk=512)
     cache.k_LBGMK, cache.v_LBGMK = cache.k_LBGMK.to(dtype), cache.v_LBGMK.to(dtype)
     return cache
 

@@ -22,7 +22,7 @@ import torch
 
 from firstlight.errors import ConfigError
 from firstlight.infer.batch_cache import BatchCache, SlotCache
-from firstlight.infer.decoder import cache_dtype
+from firstlight.infer.decoder import step_dtype
 from firstlight.infer.engine import FinishReason, check_prompt, decoding_copy
 from firstlight.infer.fast import decode_step, prepare
 from firstlight.infer.native.step import native_step
@@ -135,8 +135,8 @@ class BatchEngine:
         self._prefill_chunk = prefill_chunk
         self._device = model.lm_head.weight.device
         self._model = decoding_copy(model)
-        dtype = cache_dtype(model, batch_rows=max_rows)
         self._native = native_step(model)
+        dtype = step_dtype(model, self._native, batch_rows=max_rows)
         self._weights = prepare(model, dtype=dtype) if self._native is None else None
         with torch.inference_mode():
             self._cache = BatchCache(
@@ -232,7 +232,7 @@ class BatchEngine:
         self, ids_B: torch.Tensor, before_B: torch.Tensor, positions_B: torch.Tensor, lengths: list[int]
     ) -> torch.Tensor:
         if self._native is not None:
-            return self._native(ids_B, before_B, positions_B, self._cache.k_LBGMK, self._cache.v_LBGMK)
+            return self._native.next_logits(ids_B, before_B, positions_B, self._cache.k_LBGMK, self._cache.v_LBGMK)
         weights, places = self._weights, RowPlaces(self._cache, lengths, positions_B)
         assert weights is not None
         cos_B1K, sin_B1K = weights.cos_M1K[positions_B], weights.sin_M1K[positions_B]
@@ -278,13 +278,7 @@ class BatchEngine:
                 leaders.setdefault(row.request.prompt_ids, row)
         followers = [row for row in new if leaders.get(row.request.prompt_ids) is not row]
         if prompts:
-            longest = max(map(len, prompts))
-            ids_PT = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=self._device)
-            # Behind a shorter prompt there are other ids, which it does not see; their keys are overwritten later.
-            slots = SlotCache(self._cache, first=first, num=len(prompts), length=0, last_ids_B=None)
-            hidden_PTD = self._model.hidden(ids_PT, slots)
-            last_P = torch.tensor([len(p) - 1 for p in prompts], device=self._device)
-            logits_PV = self._model.logits(hidden_PTD[torch.arange(len(prompts), device=self._device), last_P])
+            logits_PV = self._read_prompts(prompts, first)
             for logits_V, row in zip(logits_PV, leaders.values(), strict=True):
                 self._start(row, logits_V)
         for row in followers:
@@ -294,21 +288,36 @@ class BatchEngine:
             self._start(row, self._rows[twin].prompt_logits_V)
         return torch.stack([row.prompt_logits_V for row in self._rows[first:]])  # pyrefly: ignore
 
+    def _read_prompts(self, prompts: list[tuple[int, ...]], first: int) -> torch.Tensor:
+        """Read whole prompts into the slots from ``first`` on; logits (P,V) behind each."""
+        if self._native is not None and self._native.reads(prompts):
+            return self._native.read(prompts, self._cache.k_LBGMK, self._cache.v_LBGMK, first_row=first)
+        longest = max(map(len, prompts))
+        ids_PT = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=self._device)
+        # Behind a shorter prompt there are other ids, which it does not see; their keys are overwritten later.
+        slots = SlotCache(self._cache, first=first, num=len(prompts), length=0, last_ids_B=None)
+        hidden_PTD = self._model.hidden(ids_PT, slots)
+        last_P = torch.tensor([len(p) - 1 for p in prompts], device=self._device)
+        return self._model.logits(hidden_PTD[torch.arange(len(prompts), device=self._device), last_P])
+
     def _read_piece(self, row: _Row) -> list[torch.Tensor]:
         """Read the next piece of a long prompt; its logits where that was the last one."""
         prompt = row.request.prompt_ids
         end = min(len(prompt), row.length + self._prefill_chunk)
         slot = len(self._rows)
         self._cache.reserve(slot + 1, end)
-        before_1 = torch.tensor([prompt[row.length - 1]], device=self._device) if row.length else None
-        slots = SlotCache(self._cache, first=slot, num=1, length=row.length, last_ids_B=before_1)
-        ids_1T = torch.tensor([prompt[row.length : end]], device=self._device)
-        hidden_1TD = self._model.hidden(ids_1T, slots)
-        row.length = end
+        start, row.length = row.length, end
+        if self._native is not None and self._native.reads([prompt]):
+            keys, values = self._cache.k_LBGMK, self._cache.v_LBGMK
+            logits_1V = self._native.read([prompt], keys, values, first_row=slot, start=start, end=end)
+        else:
+            before_1 = torch.tensor([prompt[start - 1]], device=self._device) if start else None
+            slots = SlotCache(self._cache, first=slot, num=1, length=start, last_ids_B=before_1)
+            hidden_1TD = self._model.hidden(torch.tensor([prompt[start:end]], device=self._device), slots)
+            logits_1V = self._model.logits(hidden_1TD[:, -1])
         if end < len(prompt):
             return []
         self._partial = None
-        logits_1V = self._model.logits(hidden_1TD[:, -1])
         self._start(row, logits_1V[0])
         return [logits_1V]
 

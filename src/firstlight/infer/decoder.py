@@ -1,38 +1,58 @@
-"""Continues what a cache holds, one token a row and step, by the fastest step that there is.
+"""Reads a prompt, then continues it one token a row and step, by the fastest step that there is.
 
 Shapes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from firstlight.infer.cache import KVCache
 from firstlight.infer.fast import DecodeWeights, attend_to_all, attend_to_prefix, decode_dtype, decode_step, prepare
-from firstlight.infer.native.step import native_step, why_not_native
+from firstlight.infer.native.step import NativeStep
 from firstlight.model.gpt import GPT
 
 
-def cache_dtype(model: GPT, *, batch_rows: int, compiled: bool = False) -> torch.dtype:
-    """The dtype that a cache must have for this model's fastest step."""
-    device_type = model.lm_head.weight.device.type
-    if not compiled and why_not_native(device_type=device_type, dtype=model.compute_dtype) is None:
-        return model.compute_dtype
-    return decode_dtype(model.compute_dtype, device_type=device_type, batch_rows=batch_rows)
+@torch.no_grad()
+def prefill(model: GPT, inputs_BT: torch.Tensor, cache: KVCache, *, chunk: int) -> torch.Tensor:
+    """Put the tokens into the cache, ``chunk`` at a time, and return the logits behind the last one, (B,V) float32."""
+    assert inputs_BT.shape[1] > 0
+    last_B1D = torch.empty(0)
+    for piece_BT in inputs_BT.split(chunk, dim=1):
+        last_B1D = model.hidden(piece_BT, cache)[:, -1:]
+    return model.logits(last_B1D)[:, -1]
+
+
+def read_natively(native: NativeStep, prompt_ids: Sequence[int], cache: KVCache) -> torch.Tensor:
+    """Put a prompt into an empty cache of one row; logits behind its last token, (1,V) float32."""
+    logits_1V = native.read([prompt_ids], cache.k_LBGMK, cache.v_LBGMK)
+    cache.advance(len(prompt_ids))
+    cache.remember(torch.tensor(prompt_ids[-1:]))
+    return logits_1V
+
+
+def step_dtype(model: GPT, native: NativeStep | None, *, batch_rows: int) -> torch.dtype:
+    """The dtype that a cache has while it is continued."""
+    if native is not None:
+        return native.dtype
+    return decode_dtype(model.compute_dtype, device_type=model.lm_head.weight.device.type, batch_rows=batch_rows)
 
 
 class Decoder:
     """Continues what a cache holds, one token a row and step.
 
-    cache: filled by the prompt, in the dtype of `cache_dtype`.
-    compiled: every step is one function of fixed shapes, made by torch.compile. The first one takes many seconds.
+    cache: filled by the prompt; its dtype is that of the products (`step_dtype`).
+    native: the step for the model's weights; without it torch's operations are used.
+    compiled: without it, every step is one function of fixed shapes, made by torch.compile. The first one takes many seconds.
     """
 
-    def __init__(self, model: GPT, cache: KVCache, *, compiled: bool = False) -> None:
+    def __init__(self, model: GPT, cache: KVCache, *, native: NativeStep | None = None, compiled: bool = False) -> None:
         assert cache.length, "the prompt comes first"
         self.cache = cache
-        self._native = native_step(model) if not compiled and cache.dtype == model.compute_dtype else None
-        if self._native is not None:
+        self._native = native
+        if native is not None:
             self._step = self._native_step
             return
         self._weights = prepare(model, dtype=cache.dtype)
@@ -55,7 +75,7 @@ class Decoder:
     def _native_step(self, ids_B: torch.Tensor, before_B: torch.Tensor) -> torch.Tensor:
         assert self._native is not None
         positions_B = torch.full_like(ids_B, self.cache.length)
-        return self._native(ids_B, before_B, positions_B, self.cache.k_LBGMK, self.cache.v_LBGMK)
+        return self._native.next_logits(ids_B, before_B, positions_B, self.cache.k_LBGMK, self.cache.v_LBGMK)
 
     def _prefix_step(self, ids_B: torch.Tensor, before_B: torch.Tensor) -> torch.Tensor:
         weights, position = self._weights, self.cache.length

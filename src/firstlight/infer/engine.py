@@ -12,7 +12,8 @@ import torch
 
 from firstlight.errors import ConfigError
 from firstlight.infer.cache import KVCache
-from firstlight.infer.decoder import Decoder, cache_dtype
+from firstlight.infer.decoder import Decoder, prefill, read_natively, step_dtype
+from firstlight.infer.native.step import native_step
 from firstlight.infer.sampling import check_sampling, sample
 from firstlight.model.gpt import GPT
 from firstlight.model.precision import Linear
@@ -41,16 +42,6 @@ def decoding_copy(model: GPT) -> GPT:
     copy.rope_cos = model.rope_cos
     copy.rope_sin = model.rope_sin
     return copy.requires_grad_(False).eval()
-
-
-@torch.no_grad()
-def prefill(model: GPT, inputs_BT: torch.Tensor, cache: KVCache, *, chunk: int = PREFILL_CHUNK) -> torch.Tensor:
-    """Put the tokens into the cache, ``chunk`` at a time, and return the logits behind the last one, (B,V) float32."""
-    assert inputs_BT.shape[1] > 0
-    last_B1D = torch.empty(0)
-    for piece_BT in inputs_BT.split(chunk, dim=1):
-        last_B1D = model.hidden(piece_BT, cache)[:, -1:]
-    return model.logits(last_B1D)[:, -1]
 
 
 def check_prompt(prompt_ids: Sequence[int], *, vocab_size: int, context: int) -> None:
@@ -119,7 +110,10 @@ class Generation(Iterator[list[int]]):
         self._generator = torch.Generator(device=self._device).manual_seed(seed)
         # A copy would bring all the weights together that were cut because they have no room.
         self._is_sharded = is_sharded(model)
-        self._model = model if self._is_sharded else decoding_copy(model)
+        self._native = None if compiled or self._is_sharded else native_step(model)
+        is_read_natively = self._native is not None and self._native.reads([prompt_ids])
+        self._model = model if self._is_sharded or is_read_natively else decoding_copy(model)
+        self._is_read_natively = is_read_natively
         self._is_over = False
         self._compiled = compiled
         self._cache: KVCache | None = None
@@ -150,8 +144,7 @@ class Generation(Iterator[list[int]]):
         self.finish_reasons = [reason or why for reason in self.finish_reasons]
 
     def _first_logits(self) -> torch.Tensor:
-        config = self._model.config
-        prompt_1T = torch.tensor([self._prompt_ids], dtype=torch.int64, device=self._device)
+        config, native = self._model.config, self._native
         cache = KVCache.empty(
             config,
             batch_rows=1,
@@ -159,19 +152,24 @@ class Generation(Iterator[list[int]]):
             dtype=self._model.compute_dtype,
             device=self._device,
         )
-        logits_1V = prefill(self._model, prompt_1T, cache, chunk=self._prefill_chunk)
+        if native is not None and self._is_read_natively:
+            logits_1V = read_natively(native, self._prompt_ids, cache)
+        else:
+            prompt_1T = torch.tensor([self._prompt_ids], dtype=torch.int64, device=self._device)
+            logits_1V = prefill(self._model, prompt_1T, cache, chunk=self._prefill_chunk)
         dtype = cache.dtype
         if not self._is_sharded:
-            dtype = cache_dtype(self._model, batch_rows=self._num_samples, compiled=self._compiled)
+            dtype = step_dtype(self._model, native, batch_rows=self._num_samples)
         self._cache = cache.repeat_rows(self._num_samples, dtype=dtype)
         return logits_1V.expand(self._num_samples, -1)
 
     def _next_logits(self, cache: KVCache) -> torch.Tensor:
         if self._is_sharded:
-            return prefill(self._model, torch.tensor(self._last_ids, device=self._device)[:, None], cache)
+            last_ids_B1 = torch.tensor(self._last_ids, device=self._device)[:, None]
+            return prefill(self._model, last_ids_B1, cache, chunk=self._prefill_chunk)
         # Not made before it is needed: many a caller wants one token only.
         if self._decoder is None:
-            self._decoder = Decoder(self._model, cache, compiled=self._compiled)
+            self._decoder = Decoder(self._model, cache, native=self._native, compiled=self._compiled)
         return self._decoder.next_logits(torch.tensor(self._last_ids, dtype=torch.int64, device=self._device))
 
 

@@ -5,6 +5,8 @@ Shapes: B rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from firstlight.errors import ConfigError
@@ -43,7 +45,7 @@ def sample(
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     logits_BV = logits_BV.float()
     # A sum is finite where all its parts are, unless they are huge; it is cheaper than a look at each.
-    if not bool(logits_BV.sum().isfinite()) and not bool(torch.isfinite(logits_BV).all()):
+    if not math.isfinite(logits_BV.sum().item()) and not bool(torch.isfinite(logits_BV).all()):
         raise ConfigError(
             "the model's logits are not finite (NaN or infinite)",
             hint="its weights are damaged or were never loaded; use an earlier checkpoint",

@@ -1,18 +1,22 @@
-// One decoding step: one new token for each of B rows, from its id to the logits, in one call.
+// One step: B tokens, from their ids to logits, in one call. A token is the next one of a row of its own, or one of several
+// of the same row (a prompt that is read); its key and value go to its place in the cache.
 //
 // A step of a small model is mostly the cost of calling operations, and of a large one the reading of its weights. So here
 // all threads walk through the layers together, each does its share of every stage, and a barrier stands between stages;
 // matrices are read once in panels of 32 columns, in the dtype in which they are stored (float32 or bf16), and all
 // arithmetic is float32.
 //
-// Every sum is taken in the same order whatever the number of rows and of threads: a row's logits are the same to the bit
-// in any company.
+// Every sum is taken in the same order whatever the number of tokens and of threads: logits are the same to the bit in any
+// company, and however a prompt was cut.
 //
-// Shapes (see fast.py): B rows, D width, H query heads, G key/value heads, R = H/G, K head size, A = H + G, C = G*K,
+// Shapes (see fast.py): B tokens, D width, H query heads, G key/value heads, R = H/G, K head size, A = H + G, C = G*K,
 // X = (A + G) * K and with a value table G more, F inner width, V vocabulary, M positions of the cache.
 // Matrices come packed: (columns/32, inputs, 32), the last panel filled up with zeros.
 
 #include <omp.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -182,12 +186,13 @@ struct Model {
   float eps, softcap, backout, smear_scale;
 };
 
-struct Rows {
-  const int64_t *ids, *before, *positions;
+// slots: rows of the cache. wanted: the tokens, ascending, behind which logits are asked for.
+struct Tokens {
+  const int64_t *ids, *before, *positions, *slots, *wanted;
   void *keys, *values;
-  int64_t layer_stride, row_stride, head_stride;
+  int64_t layer_stride, slot_stride, head_stride;
   float *scratch, *logits;
-  int32_t num_rows, max_position, num_threads;
+  int32_t num_tokens, num_wanted, num_slots, max_position, num_threads;
 };
 }
 
@@ -213,32 +218,43 @@ inline void turn_head(const Model& m, const float* x, int head, int64_t position
   }
 }
 
-// One row's group of heads: keep the new key and value, attend to all that the row holds. in: the row's (X) numbers.
-template <class T>
-inline void attend(const Model& m, const Layer& layer, const Rows& rows, int l, int b, int g, const float* in, float* y, float* own) {
-  const int R = m.H / m.G, K = m.K, A = m.H + m.G;
-  const int64_t position = rows.positions[b], length = position + 1;
-  const int64_t places = (rows.max_position + 1 + LANES - 1) / LANES * LANES;
-  const int64_t at = l * rows.layer_stride + b * rows.row_stride + g * rows.head_stride;
-  T *keys = (T*)rows.keys + at, *values = (T*)rows.values + at;
-  float *queries = own, *fresh = own + R * K, *scores = fresh + K;
+// Where the cache has what layer l keeps of token b for its group of heads g, from position 0 on.
+inline int64_t place(const Tokens& tokens, int l, int b, int g) {
+  return l * tokens.layer_stride + tokens.slots[b] * tokens.slot_stride + g * tokens.head_stride;
+}
 
-  turn_head(m, in + (m.H + g) * K, m.H + g, position, fresh);
-  for (int j = 0; j < K; j++) keep(keys + position * K + j, fresh[j]);
-  std::memcpy(fresh, in + (A + g) * K, K * sizeof(float));
+// Writes the token's key and value. in: its (X) numbers. own: room for K.
+template <class T>
+inline void remember(const Model& m, const Layer& layer, const Tokens& tokens, int l, int b, int g, const float* in, float* own) {
+  const int K = m.K, A = m.H + m.G;
+  const int64_t position = tokens.positions[b], at = place(tokens, l, b, g) + position * K;
+  T *key = (T*)tokens.keys + at, *value = (T*)tokens.values + at;
+  turn_head(m, in + (m.H + g) * K, m.H + g, position, own);
+  for (int j = 0; j < K; j++) keep(key + j, own[j]);
+  std::memcpy(own, in + (A + g) * K, K * sizeof(float));
   if (layer.value_table) {
     const float gate = 2.0f / (1.0f + std::exp(-in[(A + m.G) * K + g]));
-    add_scaled(fresh, gate, layer.value_table + (rows.ids[b] * m.G + g) * K, K);
+    add_scaled(own, gate, layer.value_table + (tokens.ids[b] * m.G + g) * K, K);
   }
-  for (int j = 0; j < K; j++) keep(values + position * K + j, fresh[j]);
+  for (int j = 0; j < K; j++) keep(value + j, own[j]);
+}
 
+inline int64_t rounded_up(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// The token's R query heads of group g attend to all that its row holds up to it. own: room for R queries and their weights.
+template <class T>
+inline void attend(const Model& m, const Tokens& tokens, int l, int b, int g, const float* in, float* y, float* own) {
+  const int R = m.H / m.G, K = m.K;
+  const int64_t position = tokens.positions[b], length = position + 1, room = rounded_up(tokens.max_position + 1);
+  const T *keys = (const T*)tokens.keys + place(tokens, l, b, g), *values = (const T*)tokens.values + place(tokens, l, b, g);
+  float *queries = own, *scores = own + R * K;
   for (int r = 0; r < R; r++) turn_head(m, in + (g * R + r) * K, g * R + r, position, queries + r * K);
   for (int64_t s = 0; s < length; s++)
-    for (int r = 0; r < R; r++) scores[r * places + s] = dot(queries + r * K, keys + s * K, K);
+    for (int r = 0; r < R; r++) scores[r * room + s] = dot(queries + r * K, keys + s * K, K);
   for (int r = 0; r < R; r++) {
-    float *weights = scores + r * places, *into = y + (g * R + r) * K, total = 0;
+    float *weights = scores + r * room, *into = y + (g * R + r) * K, total = 0;
     const float largest = *std::max_element(weights, weights + length);
-    for (int64_t s = length; s < (length + LANES - 1) / LANES * LANES; s++) weights[s] = largest;
+    std::fill(weights + length, weights + rounded_up(length), largest);
     for (int64_t s = 0; s < length; s += LANES) store(weights + s, exp_of(load(weights + s) - largest));
     for (int64_t s = 0; s < length; s++) total += weights[s];
     std::fill(into, into + K, 0.0f);
@@ -247,26 +263,31 @@ inline void attend(const Model& m, const Layer& layer, const Rows& rows, int l, 
   }
 }
 
+inline int64_t own_floats(const Model& m, const Tokens& tokens) {
+  return (m.H / m.G) * (m.K + rounded_up(tokens.max_position + 1));
+}
+
 template <class T>
-void step(const Model& m, const Rows& rows) {
-  const int B = rows.num_rows, D = m.D, H = m.H, G = m.G, K = m.K, F = m.F;
+void step(const Model& m, const Tokens& tokens) {
+  const int B = tokens.num_tokens, D = m.D, H = m.H, G = m.G, K = m.K, F = m.F;
   const int wide = (H + 2 * G) * K + G;
-  const int64_t places = (rows.max_position + 1 + LANES - 1) / LANES * LANES;
-  const int64_t own_size = (H / G) * (K + places) + K;
-  float* x = rows.scratch;
+  const int64_t own_size = own_floats(m, tokens);
+  float* x = tokens.scratch;
   float* first = x + (int64_t)B * D;
   float* middle = first + (int64_t)B * D;
   float* in = middle + (int64_t)B * D;
   float* heads = in + (int64_t)B * wide;
   float* inner = heads + (int64_t)B * H * K;
   float* scales = inner + (int64_t)B * F;
-  float* owns = scales + (int64_t)rows.num_threads * B;
+  float* owns = scales + (int64_t)tokens.num_threads * B;
+  float* lasts = owns + tokens.num_threads * own_size;
 
-#pragma omp parallel num_threads(rows.num_threads)
+#pragma omp parallel num_threads(tokens.num_threads)
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     float *scale = scales + (int64_t)thread * B, *own = owns + thread * own_size;
-    const Share my_rows(B, thread, threads), my_columns(D, thread, threads), my_panels(panels_of(D), thread, threads);
+    float* last = lasts + (int64_t)thread * tokens.num_wanted * D;
+    const Share mine(B, thread, threads), my_columns(D, thread, threads), my_panels(panels_of(D), thread, threads);
     // Each thread for itself, of all rows: cheaper than to wait for one another.
     const auto measure = [&] {
       for (int b = 0; b < B; b++) scale[b] = norm_scale(m, x + (int64_t)b * D);
@@ -276,11 +297,11 @@ void step(const Model& m, const Rows& rows) {
       for (int j = 0; j < n; j++) to[j] += sums[j];
     };
 
-    for (int b = my_rows.first; b < my_rows.last; b++) {
+    for (int b = mine.first; b < mine.last; b++) {
       float *to = x + (int64_t)b * D, *before = middle + (int64_t)b * D;
-      start(m, rows.ids[b], to);
-      if (m.smear) {
-        start(m, rows.before[b], before);
+      start(m, tokens.ids[b], to);
+      if (m.smear && tokens.positions[b] > 0) {
+        start(m, tokens.before[b], before);
         add_scaled(to, m.smear_scale / (1.0f + std::exp(-dot(to, m.smear, D))), before, D);
       }
       std::memcpy(first + (int64_t)b * D, to, D * sizeof(float));
@@ -306,9 +327,15 @@ void step(const Model& m, const Rows& rows) {
               });
 #pragma omp barrier
       const Share groups(B * G, thread, threads);
+      for (int i = groups.first; i < groups.last; i++)
+        remember<T>(m, layer, tokens, l, i / G, i % G, in + (int64_t)(i / G) * wide, own);
+      // Where every token has a row of its own it reads no other's key.
+      if (tokens.num_wanted < B) {
+#pragma omp barrier
+      }
       for (int i = groups.first; i < groups.last; i++) {
         const int b = i / G;
-        attend<T>(m, layer, rows, l, b, i % G, in + (int64_t)b * wide, heads + (int64_t)b * H * K, own);
+        attend<T>(m, tokens, l, b, i % G, in + (int64_t)b * wide, heads + (int64_t)b * H * K, own);
       }
 #pragma omp barrier
       product(heads, H * K, B, (const T*)layer.out, H * K, D, my_panels, add_to_x);
@@ -342,19 +369,23 @@ void step(const Model& m, const Rows& rows) {
       product(inner, F, B, (const T*)layer.down, F, D, my_panels, add_to_x);
 #pragma omp barrier
       if (m.backout != 0 && l == m.num_layers / 2) {
-        for (int b = my_rows.first; b < my_rows.last; b++)
+        for (int b = mine.first; b < mine.last; b++)
           std::memcpy(middle + (int64_t)b * D, x + (int64_t)b * D, D * sizeof(float));
 #pragma omp barrier
       }
     }
     if (m.backout != 0) {
-      for (int b = my_rows.first; b < my_rows.last; b++) add_scaled(x + (int64_t)b * D, -m.backout, middle + (int64_t)b * D, D);
+      for (int b = mine.first; b < mine.last; b++) add_scaled(x + (int64_t)b * D, -m.backout, middle + (int64_t)b * D, D);
 #pragma omp barrier
     }
-    measure();
-    product(x, D, B, (const T*)m.head, D, m.V, Share(panels_of(m.V), thread, threads),
+    // Each thread brings the wanted ones together for itself, in room that it has alone.
+    for (int w = 0; w < tokens.num_wanted; w++) {
+      std::memcpy(last + (int64_t)w * D, x + tokens.wanted[w] * D, D * sizeof(float));
+      scale[w] = norm_scale(m, last + (int64_t)w * D);
+    }
+    product(last, D, tokens.num_wanted, (const T*)m.head, D, m.V, Share(panels_of(m.V), thread, threads),
             [&](int b, int column, int n, const float* sums) {
-              float* to = rows.logits + (int64_t)b * m.V + column;
+              float* to = tokens.logits + (int64_t)b * m.V + column;
               alignas(64) float capped[PANEL];
               for (int j = 0; j < PANEL; j += LANES) {
                 Vec z = load(sums + j) * scale[b];
@@ -371,10 +402,25 @@ void step(const Model& m, const Rows& rows) {
   }
 }
 
-int32_t first_wrong(const Model& m, const Rows& rows) {
-  for (int b = 0; b < rows.num_rows; b++) {
-    const int64_t id = rows.ids[b], before = rows.before[b], position = rows.positions[b];
-    if (id < 0 || id >= m.V || before < 0 || before >= m.V || position < 0 || position > rows.max_position) return b + 1;
+template <class T>
+void pack_as(T* panels, const T* matrix, int64_t inputs, int64_t columns, int threads) {
+#pragma omp parallel for num_threads(threads)
+  for (int64_t p = 0; p < panels_of(columns); p++) {
+    T* to = panels + p * inputs * PANEL;
+    const int64_t n = std::min<int64_t>(PANEL, columns - p * PANEL);
+    for (int64_t k = 0; k < inputs; k++, to += PANEL) {
+      for (int64_t j = 0; j < n; j++) to[j] = matrix[(p * PANEL + j) * inputs + k];
+      std::fill(to + n, to + PANEL, T{});
+    }
+  }
+}
+
+int32_t first_wrong(const Model& m, const Tokens& tokens) {
+  for (int b = 0; b < tokens.num_tokens; b++) {
+    const int64_t id = tokens.ids[b], before = tokens.before[b], position = tokens.positions[b], slot = tokens.slots[b];
+    if (id < 0 || id >= m.V || before < 0 || before >= m.V || position < 0 || position > tokens.max_position || slot < 0 ||
+        slot >= tokens.num_slots)
+      return b + 1;
   }
   return 0;
 }
@@ -384,23 +430,40 @@ int32_t first_wrong(const Model& m, const Rows& rows) {
 extern "C" {
 
 // Floats that `scratch` must have room for.
-int64_t scratch_floats(const Model* m, const Rows* rows) {
-  const int64_t places = (rows->max_position + 1 + LANES - 1) / LANES * LANES;
-  const int64_t of_row = 3 * m->D + (m->H + 2 * m->G) * m->K + m->G + m->H * m->K + m->F;
-  const int64_t of_thread = rows->num_rows + (m->H / m->G) * (m->K + places) + m->K;
-  return rows->num_rows * of_row + rows->num_threads * of_thread;
+int64_t scratch_floats(const Model* m, const Tokens* tokens) {
+  const int64_t of_token = 3 * m->D + (m->H + 2 * m->G) * m->K + m->G + m->H * m->K + m->F;
+  const int64_t of_thread = tokens->num_tokens + own_floats(*m, *tokens) + (int64_t)tokens->num_wanted * m->D;
+  return tokens->num_tokens * of_token + tokens->num_threads * of_thread;
 }
 
-// 0, or 1 + the first row whose id or position does not exist; nothing is done then.
-int32_t step_float32(const Model* m, const Rows* rows) {
-  const int32_t wrong = first_wrong(*m, *rows);
-  if (!wrong) step<float>(*m, *rows);
+// Fewer and larger pages: the first writing to fresh memory is most of the cost of laying weights out. Without them it works as well.
+void prefer_large_pages(void* start, int64_t bytes) {
+#ifdef __linux__
+  const uintptr_t page = 4096, first = ((uintptr_t)start + page - 1) / page * page, last = (uintptr_t)start + bytes;
+  if (last > first) madvise((void*)first, last - first, MADV_HUGEPAGE);
+#else
+  (void)start, (void)bytes;
+#endif
+}
+
+// (columns, inputs), in rows that lie one behind another, to panels. size: bytes of a number.
+void pack(void* panels, const void* matrix, int64_t inputs, int64_t columns, int32_t size, int32_t threads) {
+  if (size == 4)
+    pack_as((float*)panels, (const float*)matrix, inputs, columns, threads);
+  else
+    pack_as((uint16_t*)panels, (const uint16_t*)matrix, inputs, columns, threads);
+}
+
+// 0, or 1 + the first token whose id, position or slot does not exist; nothing is done then.
+int32_t step_float32(const Model* m, const Tokens* tokens) {
+  const int32_t wrong = first_wrong(*m, *tokens);
+  if (!wrong) step<float>(*m, *tokens);
   return wrong;
 }
 
-int32_t step_bfloat16(const Model* m, const Rows* rows) {
-  const int32_t wrong = first_wrong(*m, *rows);
-  if (!wrong) step<Bf16>(*m, *rows);
+int32_t step_bfloat16(const Model* m, const Tokens* tokens) {
+  const int32_t wrong = first_wrong(*m, *tokens);
+  if (!wrong) step<Bf16>(*m, *tokens);
   return wrong;
 }
 }

@@ -7,12 +7,12 @@ W panels of 32 columns.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable, Sequence
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 
 import torch
-from torch.nn import functional
 
-from firstlight.infer.fast import DecodeWeights, prepare
+from firstlight.infer.fast import DecodeWeights, LayerWeights, prepare
 from firstlight.infer.native.library import Unavailable, load_library
 from firstlight.model.gpt import GPT
 
@@ -23,6 +23,10 @@ WEIGHT_BYTES_PER_THREAD = 1 << 20
 """A thread with less than this to read costs more at the barriers than it brings."""
 
 DTYPES = (torch.float32, torch.bfloat16)
+
+LONGEST_PROMPT = {torch.float32: 256, torch.bfloat16: 64}
+"""Tokens of a prompt up to which the step reads it sooner than the model does: beyond, the model's products are better, in
+bf16 sooner (measured on 2 cores with AVX-512; a guess for other processors)."""
 
 
 class _Layer(ctypes.Structure):
@@ -44,12 +48,12 @@ class _Model(ctypes.Structure):
     )
 
 
-class _Rows(ctypes.Structure):
+class _Tokens(ctypes.Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("ids", "before", "positions", "keys", "values")),
-        *((name, c_int64) for name in ("layer_stride", "row_stride", "head_stride")),
+        *((name, c_void_p) for name in ("ids", "before", "positions", "slots", "wanted", "keys", "values")),
+        *((name, c_int64) for name in ("layer_stride", "slot_stride", "head_stride")),
         *((name, c_void_p) for name in ("scratch", "logits")),
-        *((name, c_int32) for name in ("num_rows", "max_position", "num_threads")),
+        *((name, c_int32) for name in ("num_tokens", "num_wanted", "num_slots", "max_position", "num_threads")),
     )
 
 
@@ -73,10 +77,10 @@ def native_step(model: GPT) -> NativeStep | None:
 
 
 class NativeStep:
-    """One step of some rows, each at a place of its own. Not for several threads at once.
+    """One step of some tokens, each at a place of its own. Not for several threads at once.
 
-    Weights are stored in the dtype of ``weights``' matrices, float32 or bfloat16, and so is the cache; all arithmetic is float32. A
-    row's logits do not depend on the other rows, nor on the number of threads, to the bit.
+    Weights are stored in the dtype of ``weights``' matrices, float32 or bfloat16, and so is the cache; all arithmetic is
+    float32. A token's logits do not depend on the other ones, nor on the number of threads, to the bit.
     """
 
     def __init__(self, weights: DecodeWeights) -> None:
@@ -84,27 +88,37 @@ class NativeStep:
         assert not isinstance(library, Unavailable)
         self.dtype = weights.head_DV.dtype
         assert self.dtype in DTYPES
+        self._library = library
         self._step = library.step_float32 if self.dtype == torch.float32 else library.step_bfloat16
         self._step.restype = c_int32
         self._scratch_floats = library.scratch_floats
         self._scratch_floats.restype = c_int64
-        # What the pointers in the structures point to.
+        # What the pointers in the structures point to: all matrices one behind another, and tables.
+        self._arena = self._room_for(weights)
+        self._arena_used = 0
         self._kept: list[object] = []
-        self._weight_bytes = 0
         self._num_positions = weights.cos_M1K.shape[0]
         self._vocab_size = weights.head_DV.shape[1]
         self._model = self._describe(weights)
-        self._rows = _Rows()
+        self._tokens = _Tokens()
         self._scratch = torch.empty(0)
+
+    def _room_for(self, weights: DecodeWeights) -> torch.Tensor:
+        sizes = [packed_size(weights.head_DV)]
+        for layer in weights.layers:
+            sizes += map(packed_size, (layer.in_DX, layer.out_DD, *_ups(layer, weights), layer.down_FD))
+        room = torch.empty(sum(sizes), dtype=self.dtype)
+        self._library.prefer_large_pages(c_void_p(room.data_ptr()), c_int64(room.nbytes))
+        return room
 
     def _describe(self, weights: DecodeWeights) -> _Model:
         layers = (_Layer * len(weights.layers))()
         for described, layer in zip(layers, weights.layers, strict=True):
-            ups = layer.up_DF.chunk(2, dim=1) if weights.is_gated else (layer.up_DF,)
-            setattr(described, "in", self._matrix(packed(layer.in_DX)))
-            described.out = self._matrix(packed(layer.out_DD))
-            described.up = self._matrix(torch.cat([packed(up_DF) for up_DF in ups]) if len(ups) > 1 else packed(*ups))
-            described.down = self._matrix(packed(layer.down_FD))
+            ups = _ups(layer, weights)
+            setattr(described, "in", self._matrix(layer.in_DX))
+            described.out = self._matrix(layer.out_DD)
+            described.up = self._matrix(*ups)
+            described.down = self._matrix(layer.down_FD)
             described.value_table = self._table(layer.value_table_VC)
             described.keep = 1.0 if layer.keep is None else layer.keep
             described.again = 0.0 if layer.again is None else layer.again
@@ -116,7 +130,7 @@ class NativeStep:
             cosine=self._table(weights.cos_M1K),
             sine=self._table(weights.sin_M1K),
             smear=self._table(weights.smear_D1),
-            head=self._matrix(packed(weights.head_DV)),
+            head=self._matrix(weights.head_DV),
             layers=layers,
             num_layers=len(weights.layers),
             D=weights.table_VD.shape[1],
@@ -134,10 +148,21 @@ class NativeStep:
             smear_scale=weights.smear_scale,
         )
 
-    def _matrix(self, packed_WXN: torch.Tensor) -> int:
-        self._kept.append(packed_WXN)
-        self._weight_bytes += packed_WXN.nbytes
-        return packed_WXN.data_ptr()
+    def _matrix(self, *weights_XN: torch.Tensor) -> int:
+        """The next place of the arena, filled with matrices of one shape, (X,N) each."""
+        place = self._arena[self._arena_used :]
+        address = place.data_ptr()
+        for weight_XN in weights_XN:
+            num_inputs, num_columns = weight_XN.shape
+            # As a module keeps it, (outputs, inputs): then nothing is copied here.
+            turned_NX = weight_XN.t().contiguous()
+            self._library.pack(
+                c_void_p(place.data_ptr()), c_void_p(turned_NX.data_ptr()), c_int64(num_inputs), c_int64(num_columns),
+                turned_NX.element_size(), torch.get_num_threads(),
+            )  # fmt: skip
+            place = place[packed_size(weight_XN) :]
+        self._arena_used = self._arena.shape[0] - place.shape[0]
+        return address
 
     def _table(self, x: torch.Tensor | None) -> int | None:
         """What is float32 in any case."""
@@ -147,7 +172,11 @@ class NativeStep:
         self._kept.append(x)
         return x.data_ptr()
 
-    def __call__(
+    def reads(self, prompts: Iterable[Sequence[int]]) -> bool:
+        """Whether it is the faster one to read all of these prompts."""
+        return max(map(len, prompts), default=0) <= LONGEST_PROMPT[self.dtype]
+
+    def next_logits(
         self,
         ids_B: torch.Tensor,
         before_B: torch.Tensor,
@@ -155,41 +184,84 @@ class NativeStep:
         k_LBGMK: torch.Tensor,
         v_LBGMK: torch.Tensor,
     ) -> torch.Tensor:
-        """Logits (B,V) float32 behind ``ids_B``, whose keys and values are written to the cache at ``positions_B``.
+        """Logits (B,V) float32 behind the next token of each of the cache's first B rows.
 
-        ids_B, before_B, positions_B: int64; ``before_B`` are the ids before those. The cache may have more rows.
+        ids_B, before_B, positions_B: int64; ``before_B`` are the ids before those.
         Raises IndexError for an id or a position that does not exist; the cache is as it was then.
         """
-        num_rows, num_positions = ids_B.shape[0], min(k_LBGMK.shape[3], self._num_positions)
+        rows_B = torch.arange(ids_B.shape[0])
+        return self._run(ids_B, before_B, positions_B, rows_B, rows_B, k_LBGMK, v_LBGMK)
+
+    def read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        k_LBGMK: torch.Tensor,
+        v_LBGMK: torch.Tensor,
+        *,
+        first_row: int = 0,
+        start: int = 0,
+        end: int | None = None,
+    ) -> torch.Tensor:
+        """Put tokens ``start`` to ``end`` of each prompt into the cache, whose rows from ``first_row`` on hold those before.
+
+        Returns logits (B,V) float32 behind the last one of each.
+        Raises IndexError for an id or a position that does not exist; the cache is as it was then.
+        """
+        ids, before, positions, rows, wanted = [], [], [], [], []
+        for row, prompt in enumerate(prompts, first_row):
+            piece = prompt[start:end]
+            ids += piece
+            before += [prompt[max(start - 1, 0)], *piece[:-1]]
+            positions += range(start, start + len(piece))
+            rows += [row] * len(piece)
+            wanted.append(len(ids) - 1)
+        columns = [torch.tensor(column) for column in (ids, before, positions, rows, wanted)]
+        return self._run(*columns, k_LBGMK, v_LBGMK)  # pyrefly: ignore
+
+    def _run(
+        self,
+        ids_T: torch.Tensor,
+        before_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        slots_T: torch.Tensor,
+        wanted_B: torch.Tensor,
+        k_LBGMK: torch.Tensor,
+        v_LBGMK: torch.Tensor,
+    ) -> torch.Tensor:
         assert k_LBGMK.dtype == v_LBGMK.dtype == self.dtype
-        assert k_LBGMK.is_contiguous() and v_LBGMK.is_contiguous() and k_LBGMK.shape == v_LBGMK.shape
-        assert num_rows <= k_LBGMK.shape[1]
-        ids_B, before_B, positions_B = ids_B.contiguous(), before_B.contiguous(), positions_B.contiguous()
-        rows = self._rows
-        rows.ids, rows.before, rows.positions = ids_B.data_ptr(), before_B.data_ptr(), positions_B.data_ptr()
-        rows.keys, rows.values = k_LBGMK.data_ptr(), v_LBGMK.data_ptr()
-        rows.layer_stride, rows.row_stride, rows.head_stride = k_LBGMK.stride()[:3]
-        rows.num_rows, rows.max_position = num_rows, num_positions - 1
-        rows.num_threads = min(torch.get_num_threads(), max(1, self._weight_bytes // WEIGHT_BYTES_PER_THREAD))
-        size = self._scratch_floats(ctypes.byref(self._model), ctypes.byref(rows))
+        assert k_LBGMK.is_contiguous()
+        assert v_LBGMK.is_contiguous()
+        assert k_LBGMK.shape == v_LBGMK.shape
+        columns = [x.contiguous() for x in (ids_T, before_T, positions_T, slots_T, wanted_B)]
+        tokens = self._tokens
+        tokens.ids, tokens.before, tokens.positions, tokens.slots, tokens.wanted = [x.data_ptr() for x in columns]
+        tokens.keys, tokens.values = k_LBGMK.data_ptr(), v_LBGMK.data_ptr()
+        tokens.layer_stride, tokens.slot_stride, tokens.head_stride = k_LBGMK.stride()[:3]
+        tokens.num_tokens, tokens.num_wanted, tokens.num_slots = len(ids_T), len(wanted_B), k_LBGMK.shape[1]
+        tokens.max_position = min(k_LBGMK.shape[3], self._num_positions) - 1
+        tokens.num_threads = min(torch.get_num_threads(), max(1, self._arena.nbytes // WEIGHT_BYTES_PER_THREAD))
+        size = self._scratch_floats(ctypes.byref(self._model), ctypes.byref(tokens))
         if self._scratch.shape[0] < size:
             self._scratch = torch.empty(size)
-        logits_BV = torch.empty(num_rows, self._vocab_size)
-        rows.scratch, rows.logits = self._scratch.data_ptr(), logits_BV.data_ptr()
-        wrong = self._step(ctypes.byref(self._model), ctypes.byref(rows))
+        logits_BV = torch.empty(len(wanted_B), self._vocab_size)
+        tokens.scratch, tokens.logits = self._scratch.data_ptr(), logits_BV.data_ptr()
+        wrong = self._step(ctypes.byref(self._model), ctypes.byref(tokens))
         if wrong:
-            i = wrong - 1
-            raise IndexError(f"row {i}: id {ids_B[i]} behind {before_B[i]} at position {positions_B[i]} does not exist")
+            token_id, before, position, slot = (int(column[wrong - 1]) for column in columns[:4])
+            raise IndexError(f"id {token_id} behind {before} at position {position} of row {slot} does not exist")
         return logits_BV
 
 
-def packed(weight_XN: torch.Tensor) -> torch.Tensor:
-    """(X,N) -> (W,X,32): panels of 32 columns, the last one filled up with zeros.
+def _ups(layer: LayerWeights, weights: DecodeWeights) -> tuple[torch.Tensor, ...]:
+    """The MLP's first matrix, or both of a gated one's."""
+    return layer.up_DF.chunk(2, dim=1) if weights.is_gated else (layer.up_DF,)
 
-    >>> packed(torch.arange(80.0).view(2, 40))[1, :, 7:9].tolist()
-    [[39.0, 0.0], [79.0, 0.0]]
+
+def packed_size(weight_XN: torch.Tensor) -> int:
+    """Numbers in a matrix's panels, the last of which is filled up with zeros.
+
+    >>> packed_size(torch.zeros(5, 33))
+    320
     """
     num_inputs, num_columns = weight_XN.shape
-    num_panels = -(-num_columns // PANEL)
-    padded_XN = functional.pad(weight_XN, (0, num_panels * PANEL - num_columns))
-    return padded_XN.view(num_inputs, num_panels, PANEL).transpose(0, 1).contiguous()
+    return -(-num_columns // PANEL) * PANEL * num_inputs
