@@ -21,7 +21,10 @@ from firstlight.errors import ConfigError
 from firstlight.infer import batch
 from firstlight.infer.batch import BatchEngine, Request, Token, complete
 from firstlight.infer.engine import generate
+from firstlight.infer.native.step import NativeStep
 from firstlight.model.gpt import GPT, GPTConfig
+
+pytestmark = pytest.mark.usefixtures("way")
 
 CASES: dict[str, dict[str, Any]] = {
     "classic": {},
@@ -159,10 +162,15 @@ def test_the_seed_decides_and_samples_of_one_prompt_differ(model: GPT) -> None:
 
 def test_equal_prompts_are_read_once(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     rows_read: list[int] = []
-    hidden = GPT.hidden
+    hidden, read = GPT.hidden, NativeStep.read
     monkeypatch.setattr(
         GPT, "hidden", lambda self, ids, cache: (rows_read.append(ids.shape[0]), hidden(self, ids, cache))[1]
     )
+    monkeypatch.setattr(
+        NativeStep, "read", lambda self, prompts, *rest, **more: (
+            rows_read.append(len(prompts)), read(self, prompts, *rest, **more)
+        )[1],
+    )  # fmt: skip
     prompts = [(5, 6, 7), (8, 9)]
     # Lengths differ, so later ones are let in beside a row that began with the same prompt.
     requests = [Request(prompts[i // 6], 5 + i, temperature=0.0) for i in range(12)]

@@ -19,6 +19,8 @@ from firstlight.model import sharding
 from firstlight.model.gpt import GPT, GPTConfig
 from firstlight.model.init import build_gpt
 
+pytestmark = pytest.mark.usefixtures("way")
+
 CONFIG = GPTConfig(vocab_size=97, n_layer=2, n_head=4, n_kv_head=2, n_embd=64, max_seq_len=24)
 PROMPT = [5, 90, 0, 33]
 

@@ -39,9 +39,7 @@ def load_library() -> ctypes.CDLL | Unavailable:
     if compiler is None:
         return Unavailable("no C++ compiler was found (install g++)")
     try:
-        path = _compiled(compiler, environment.cache_dir() / "native")
-        # The threads are torch's: its OpenMP is in this process already, and the library asks for none of its own.
-        return ctypes.CDLL(str(path))
+        return _load(compiler, environment.cache_dir() / "native")
     except subprocess.TimeoutExpired:
         return Unavailable(f"{compiler} took longer than {COMPILE_LIMIT_S:.0f} s")
     except subprocess.CalledProcessError as error:
@@ -49,6 +47,17 @@ def load_library() -> ctypes.CDLL | Unavailable:
         return Unavailable(f"{compiler} cannot build it: {words[0] if words else error}")
     except OSError as error:
         return Unavailable(f"the compiled step cannot be kept or loaded: {error}")
+
+
+def _load(compiler: str, folder: Path) -> ctypes.CDLL:
+    path = _compiled(compiler, folder)
+    # The threads are torch's: its OpenMP is in this process already, and the library asks for none of its own.
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        # Damaged, perhaps: once more from the source, and if that does not load either, it cannot be here.
+        path.unlink()
+        return ctypes.CDLL(str(_compiled(compiler, folder)))
 
 
 def _flags(compiler: str) -> list[str]:
@@ -63,7 +72,8 @@ def _flags(compiler: str) -> list[str]:
 def _compiled(compiler: str, folder: Path) -> Path:
     """Path of the library for this source, compiler and processor."""
     flags = _flags(compiler)
-    words = [SOURCE.read_text(encoding="utf-8"), compiler, _version(compiler), *flags, environment.cpu_features()]
+    version = _run([compiler, "--version"])
+    words = [SOURCE.read_text(encoding="utf-8"), compiler, version, *flags, environment.cpu_features()]
     path = folder / f"step-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if _is_ours(folder) and _is_ours(path):
@@ -88,10 +98,6 @@ def _is_ours(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _version(compiler: str) -> str:
-    return _run([compiler, "--version"]).splitlines()[0]
 
 
 def _run(command: list[str]) -> str:

@@ -74,10 +74,10 @@ inline void keep(Bf16* at, float x) {
   at->bits = x != x ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
-// e^x for x <= 88; below -87 about 1e-38. Cephes' expf (S. Moshier): 2 ulp.
+// e^x for x <= 88; below -87 about 1e-38; NaN stays NaN. Cephes' expf (S. Moshier): 2 ulp.
 inline Vec exp_of(Vec x) {
   const Vec low = Vec{} - 87.0f;
-  x = x > low ? x : low;
+  x = x < low ? low : x;
   const Vec shift = Vec{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
   const Vec shifted = x * 1.44269504088896341f + shift;
   const Vec whole = shifted - shift;
@@ -347,7 +347,7 @@ void step(const Model& m, const Tokens& tokens) {
           float* to = inner + (int64_t)b * F + column;
           alignas(64) float minus[PANEL];
           for (int j = 0; j < PANEL; j++) minus[j] = -sums[j] * scale[b];
-          for (int j = 0; j < PANEL; j += LANES) store(minus + j, exp_of(load(minus + j) < 80.0f ? load(minus + j) : Vec{} + 80.0f));
+          for (int j = 0; j < PANEL; j += LANES) store(minus + j, exp_of(load(minus + j) > 80.0f ? Vec{} + 80.0f : load(minus + j)));
           for (int j = 0; j < n; j++) to[j] = sums[j] * scale[b] / (1.0f + minus[j]);
         });
         // The second matrix begins at a panel of its own.
@@ -392,7 +392,7 @@ void step(const Model& m, const Tokens& tokens) {
                 if (m.softcap != 0) {
                   // tanh(a) = 1 - 2 / (e^2a + 1), and 1 - 1e-8 at a = 20
                   Vec twice = z * (2.0f / m.softcap);
-                  twice = twice < 40.0f ? twice : Vec{} + 40.0f;
+                  twice = twice > 40.0f ? Vec{} + 40.0f : twice;
                   z = m.softcap - 2.0f * m.softcap / (exp_of(twice) + 1.0f);
                 }
                 store(capped + j, z);

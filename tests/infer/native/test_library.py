@@ -1,0 +1,149 @@
+"""Claims about the compiled step's making: once for a source, compiler and processor; what others may change is never
+loaded; whatever is in the way is said, and is no error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from firstlight.infer.native import library
+from firstlight.infer.native.library import Unavailable, load_library
+from firstlight.runtime import environment
+
+
+@pytest.fixture
+def real() -> ctypes.CDLL:
+    found = load_library()
+    if isinstance(found, Unavailable):
+        pytest.skip(f"no native step: {found.reason}")
+    return found
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, real: ctypes.CDLL) -> Path:
+    """Does what a compiler is asked for, without its time: the result is the library of this machine. Counts its work."""
+    script = tmp_path / "g++"
+    script.write_text(
+        f"""#!{sys.executable}
+import pathlib, shutil, sys
+if "--version" in sys.argv:
+    print("stand-in 1.0")
+else:
+    out = pathlib.Path(sys.argv[sys.argv.index("-o") + 1])
+    with open({str(tmp_path / "work")!r}, "a") as log:
+        log.write(" ".join(sys.argv[1:]) + "\\n")
+    if "-shared" in sys.argv:
+        shutil.copy({real._name!r}, out)
+    else:
+        out.write_text("object")
+"""
+    )
+    script.chmod(0o755)
+    return script
+
+
+def num_links(compiler: Path) -> int:
+    log = compiler.with_name("work")
+    return sum("-shared" in line for line in log.read_text().splitlines()) if log.exists() else 0
+
+
+def spoil(made: Path) -> None:
+    made.write_bytes(b"not what was made")
+    made.chmod(0o700)
+
+
+def test_it_is_made_once(compiler: Path, tmp_path: Path) -> None:
+    for _ in range(3):
+        library._load(str(compiler), tmp_path / "cache")
+    assert num_links(compiler) == 1
+    (made,) = (tmp_path / "cache").iterdir()
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+def test_another_processor_or_source_gets_its_own(
+    compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache"
+    library._load(str(compiler), folder)
+    monkeypatch.setattr(environment, "cpu_features", lambda: "flags: none")
+    library._load(str(compiler), folder)
+    source = tmp_path / "step.cpp"
+    source.write_text("// another")
+    monkeypatch.setattr(library, "SOURCE", source)
+    library._load(str(compiler), folder)
+    assert num_links(compiler) == len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_others_may_change_is_not_loaded(what: str, compiler: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    made = library._compiled(str(compiler), folder)
+    spoil(made)
+    (made if what == "file" else folder).chmod(0o777)
+    found = library._load(str(compiler), folder)
+    assert num_links(compiler) == 2
+    assert hasattr(found, "step_float32")
+    if what == "folder":
+        assert Path(found._name).parent != folder, "it is kept where nobody else can write"
+        assert Path(found._name).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_damaged_one_is_made_anew(compiler: Path, tmp_path: Path) -> None:
+    spoil(library._compiled(str(compiler), tmp_path / "cache"))
+    assert hasattr(library._load(str(compiler), tmp_path / "cache"), "step_float32")
+    assert num_links(compiler) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("#!/bin/sh\necho 'step.cpp:1: fatal error: omp.h: No such file' >&2\nexit 1\n", "cannot build it: step.cpp:1: fatal"),
+        ("#!/bin/sh\nexit 3\n", "cannot build it"),
+        ("#!/bin/sh\nfor last; do :; done\ntest $# = 1 || echo nothing > \"$last\"\n", "cannot be kept or loaded"),
+        ("#!/bin/sh\nsleep 60\n", "took longer than"),
+    ],
+)  # fmt: skip
+def test_a_compiler_that_fails_is_a_reason(
+    script: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text(script)
+    broken.chmod(0o755)
+    monkeypatch.setattr(library, "COMPILE_LIMIT_S", 2.0)
+    monkeypatch.setattr(environment, "cxx_compiler", lambda: str(broken))
+    monkeypatch.setattr(environment, "cache_dir", lambda: tmp_path / "cache")
+    found = load_library.__wrapped__()
+    assert isinstance(found, Unavailable)
+    assert reason in found.reason
+
+
+def test_other_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "cxx_compiler", lambda: None)
+    assert load_library.__wrapped__() == Unavailable("no C++ compiler was found (install g++)")
+    monkeypatch.setenv("FIRSTLIGHT_NATIVE", "0")
+    assert load_library.__wrapped__() == Unavailable("FIRSTLIGHT_NATIVE is 0")
+
+
+def test_a_cache_that_cannot_be_written_to_is_a_reason(
+    compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(environment, "cxx_compiler", lambda: str(compiler))
+    monkeypatch.setattr(environment, "cache_dir", lambda: tmp_path / "file")
+    found = load_library.__wrapped__()
+    assert isinstance(found, Unavailable)
+    assert "Not a directory" in found.reason
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="the process's libraries are listed on Linux only")
+def test_there_is_one_openmp_in_the_process(real: ctypes.CDLL) -> None:
+    # Two would have two sets of threads, which wait for work on the same cores.
+    with open("/proc/self/maps") as file:
+        paths = {line.split()[-1] for line in file if "libgomp" in line or "libomp" in line or "libiomp" in line}
+    assert len(paths) == 1, paths
