@@ -80,7 +80,7 @@ def chat(
     from firstlight.errors import ConfigError
     from firstlight.infer.calculator import Calculator
     from firstlight.recipes.chat_session import ChatSession, Settings
-    from firstlight.recipes.loading import dtype_for, load_for_inference
+    from firstlight.recipes.loading import dtype_for, load_for_inference, slow_writing
     from firstlight.runtime import environment
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import open_runtime
@@ -104,6 +104,8 @@ def chat(
         Calculator() as calculator,
     ):
         loaded = load_for_inference(run, runtime, checkpoint=checkpoint, report=console.warn)
+        for sentence in slow_writing(runtime):
+            console.warn(sentence)
         if loaded.record.recipe == "base":
             console.warn(
                 f"{loaded.record.name} is a base model: it continues texts and has not learned to chat "

@@ -87,7 +87,7 @@ def chat(
     from firstlight.eval.chat.catalog import chosen
     from firstlight.recipes.chat_bundle import available, open_tasks
     from firstlight.recipes.chat_eval import evaluate_run, show_chat
-    from firstlight.recipes.loading import dtype_for, load_for_inference
+    from firstlight.recipes.loading import dtype_for, load_for_inference, slow_writing
     from firstlight.runtime import environment
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import open_runtime
@@ -98,6 +98,8 @@ def chat(
             is_main=runtime.is_main, is_terminal=environment.is_terminal(), file=sys.stderr if json else None
         )  # fmt: skip
         loaded = load_for_inference(run, runtime, checkpoint=checkpoint, report=console.warn)
+        for sentence in slow_writing(runtime):
+            console.warn(sentence)
         other = None if compare is None else load_for_inference(compare, runtime, report=console.warn)
         if named is None:
             named, lacking = available(data)

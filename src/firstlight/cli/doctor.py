@@ -24,8 +24,8 @@ class Finding:
 def doctor(*, threads: int | None = None, json: bool = False) -> None:
     """Say what this machine can do, and what will be slow and why.
 
-    Measures for about a second. Looks for the device, the speed of its dtypes, the compiler, threads, memory, disk,
-    versions.
+    Measures for about a second; the first time on a machine it compiles the native step, a few seconds more. Looks for the
+    device, the speed of its dtypes, the compiler, threads, memory, disk, versions.
 
     For example:
 
@@ -55,6 +55,7 @@ def doctor(*, threads: int | None = None, json: bool = False) -> None:
         "dtype": facts["dtype_note"],
         "memory": _of(facts["memory_free_bytes"], facts["memory_bytes"], format_bytes),
         "compiler": facts["compiler"] or "none",
+        "decoding": facts["native_step_problem"] or "native step",
         "runs": f"{facts['runs_dir']} ({_size(facts['runs_free_bytes'], format_bytes)} free)",
         "cache": f"{facts['cache_dir']} ({_size(facts['cache_free_bytes'], format_bytes)} free)",
         "driver": facts["driver"] or "no NVIDIA driver",
@@ -73,6 +74,7 @@ def gather(*, threads: int | None = None) -> dict[str, Any]:
     """Everything that is looked at, as plain values (sizes in bytes, rates in FLOP/s). Takes about a second."""
     import torch
 
+    from firstlight.infer.native.step import why_not_native
     from firstlight.runtime import environment, hardware, precision
     from firstlight.runtime.context import choose_device
 
@@ -107,6 +109,7 @@ def gather(*, threads: int | None = None) -> dict[str, Any]:
         "memory_free_bytes": _memory_free_bytes(),
         "compiler": compiler,
         "compiler_problem": _compiler_problem(compiler) if compiler else None,
+        "native_step_problem": why_not_native(device_type=device.type, dtype=torch.float32),
         "runs_dir": str(runs_dir),
         "runs_free_bytes": _disk_free_bytes(runs_dir),
         "runs_writable": _is_writable(runs_dir),
@@ -173,7 +176,7 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
     if facts["compiler"] is None:
         add(
             "slow",
-            "no C++ compiler: torch.compile stays off on the CPU, and steps are slower",
+            "no C++ compiler: torch.compile stays off on the CPU, steps are slower, and text is written several times slower",
             "install one: apt install g++, or xcode-select --install on macOS",
         )
     elif facts["compiler_problem"]:
@@ -181,6 +184,12 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
             "slow",
             f"the compiler {facts['compiler']} does not work: {facts['compiler_problem']}",
             "install its standard library and OpenMP (apt install g++ libgomp1; brew install libomp), or run with --compile off",
+        )
+    elif on_cpu and facts["native_step_problem"]:
+        add(
+            "slow",
+            f"text is written by torch's operations, several times slower: {facts['native_step_problem']}",
+            "see docs/decoding.md; training is not touched by it",
         )
     rates = facts["matmul_flops_per_s"]
     if on_cpu and "bf16" in rates and rates["bf16"] < 1.3 * rates["fp32"]:

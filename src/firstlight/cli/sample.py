@@ -64,7 +64,7 @@ def sample(
     import time
 
     from firstlight.eval.samples import continue_prompt
-    from firstlight.recipes.loading import dtype_for, load_for_inference
+    from firstlight.recipes.loading import dtype_for, load_for_inference, slow_writing
     from firstlight.runtime import environment
     from firstlight.runtime.console import Console
     from firstlight.runtime.context import open_runtime
@@ -78,6 +78,8 @@ def sample(
     is_streamed = num_samples == 1 and not json
     with open_runtime(device=device, dtype=dtype_for(run, dtype, device=device), num_threads=threads) as runtime:
         loaded = load_for_inference(run, runtime, checkpoint=checkpoint, report=console.warn)
+        for sentence in slow_writing(runtime):
+            console.warn(sentence)
         if is_streamed:
             write(text)
         started_s = time.perf_counter()

@@ -82,7 +82,7 @@ def serve(
     _check(port, max_rows, queue, max_new_tokens, time_limit_s, tools, allow_origin)
     key = _key(api_key, api_key_file)
 
-    from firstlight.recipes.loading import dtype_for, load_for_inference
+    from firstlight.recipes.loading import dtype_for, load_for_inference, slow_writing
     from firstlight.runtime.context import open_runtime
     from firstlight.serve.assembly import assemble
     from firstlight.serve.guard import is_loopback
@@ -95,6 +95,8 @@ def serve(
         listener = open_socket(host, port)
         try:
             loaded = load_for_inference(run, runtime, checkpoint=checkpoint, report=console.warn)
+            for sentence in slow_writing(runtime):
+                console.warn(sentence)
             made = assemble(
                 loaded,
                 host=host,

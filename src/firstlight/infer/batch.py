@@ -4,8 +4,9 @@ A step of few rows reads every weight to make few tokens; of many rows it reads 
 let in as soon as a row is free, prompts are read between steps in pieces of bounded size, and a row that ends makes room at
 once. Each row's text depends on its own request alone: its prompt, its rule and its seed.
 
-In float32 greedy ids are those of `firstlight.infer.engine.generate`. A matrix product may round otherwise for another
-number of rows, so where two tokens are equally likely to the last digits (in bf16 that is not rare) the company can decide.
+In float32 greedy ids are those of `firstlight.infer.engine.generate`. The native step gives a row the same logits to the bit in
+any company; torch's matrix product may round otherwise for another number of rows, so there, and behind prompts that are too
+long for the native step, the company can decide where two tokens are equally likely to the last digits (in bf16 not rare).
 
 Shapes: B rows, P new rows, T tokens of the longest prompt, V vocabulary.
 """

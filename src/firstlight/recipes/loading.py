@@ -10,6 +10,7 @@ import torch
 
 from firstlight.config import did_you_mean, from_dict
 from firstlight.errors import CheckpointError, ConfigError
+from firstlight.infer.native.step import why_not_native
 from firstlight.model.config import GPTConfig
 from firstlight.model.gpt import GPT
 from firstlight.recipes.record import RunRecord, find_run, read_run
@@ -67,6 +68,16 @@ def load_for_inference(
     loaded = load_checkpoint(chosen)
     model = _filled_model(config, loaded.model, runtime, source=chosen)
     return LoadedRun(model, tokenizer, record, loaded.step, path, chosen)
+
+
+def slow_writing(runtime: Runtime) -> list[str]:
+    """A sentence for people where models write on this CPU without the native step; none where all is well.
+
+    May compile the step, once on a machine.
+    """
+    device_type = runtime.device.type
+    reason = why_not_native(device_type=device_type, dtype=runtime.compute_dtype) if device_type == "cpu" else None
+    return [] if reason is None else [f"text is written by torch's operations, several times slower: {reason}"]
 
 
 def dtype_for(run: str, asked: str, *, device: str = "auto", runs_dir: Path | None = None) -> str:

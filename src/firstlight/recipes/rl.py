@@ -21,7 +21,7 @@ from firstlight.recipes import record as records
 from firstlight.recipes import resume
 from firstlight.recipes.assemble import Parts
 from firstlight.recipes.launch import launch
-from firstlight.recipes.loading import load_for_inference
+from firstlight.recipes.loading import load_for_inference, slow_writing
 from firstlight.recipes.plans import horizon_of, plan_for_model
 from firstlight.recipes.reward_probe import RewardProbe
 from firstlight.recipes.settings import RlSettings
@@ -141,6 +141,7 @@ class RlRun(StageRun[RlSettings]):
             documents=list,
             val_hash=lambda: data_hash,
             open_batches=open_batches,
+            notes=lambda: slow_writing(self.runtime),
         )
 
     def reference(self) -> GPT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from firstlight.infer.engine import generate
+from firstlight.infer.native.step import why_not_native
 from firstlight.model import count
 from firstlight.model.gpt import GPT
 from firstlight.model.init import build_gpt
@@ -66,5 +67,10 @@ def bench_decode(options: BenchOptions, runtime: Runtime, *, new_tokens: int = N
         report.line(
             f"batch {batch}, first token", f"{1e3 * first.median_s:,.1f} ms", f"a prompt of {prompt_tokens} tokens"
         )
-    report.notes = ["the weights are random; greedy, eager"]
+    reason = why_not_native(device_type=runtime.device.type, dtype=runtime.compute_dtype)
+    report.figures["native_step"] = reason is None
+    report.notes = [
+        "the weights are random; greedy",
+        "native step" if reason is None else f"torch's operations: {reason}",
+    ]
     return report
