@@ -26,6 +26,7 @@ import torch
 from firstlight.infer.engine import generate
 from firstlight.model.config import GPTConfig
 from firstlight.model.gpt import GPT
+from firstlight.runtime import environment
 
 VOCAB_SIZE, SEQ_LEN, PROMPT, NEW_TOKENS = 4096, 512, list(range(1, 17)), 128
 COLUMNS = ("dtype", "batch", "tokens/s", "peer tokens/s", "ours / peer")
@@ -147,6 +148,7 @@ def main() -> None:
             f"greedy, prompt included; medians of {args.rounds} turns in alternation.",
             "The same random weights on both sides, the peer's extras set to nothing; float32 logits and tokens compared "
             "first. The peer's default on a CPU is float32.",
+            *([] if "bf16" in environment.cpu_features() else ["This processor has no bf16 products: torch makes them of others."]),
         ],
         figures=figures, path=args.json,
     )  # fmt: skip
