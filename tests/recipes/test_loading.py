@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from firstlight.errors import CheckpointError, ConfigError, DataError
-from firstlight.infer.native import step
+from firstlight.infer.native import step as native_step
 from firstlight.infer.native.library import Unavailable
 from firstlight.model.gpt import GPT, GPTConfig
 from firstlight.model.init import build_gpt
@@ -88,12 +88,12 @@ def test_a_loaded_model_is_for_use_not_for_training(run_dir: Path) -> None:
 
 
 def test_slow_writing_is_told_with_its_reason_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "load_library", lambda: Unavailable("no C++ compiler was found (install g++)"))
+    monkeypatch.setattr(native_step, "load_library", lambda: Unavailable("no C++ compiler was found (install g++)"))
     assert slow_writing(CPU) == [
         "text is written by torch's operations, several times slower: no C++ compiler was found (install g++)"
     ]
     assert slow_writing(Runtime(device=torch.device("cuda"), compute_dtype=torch.bfloat16)) == []
-    monkeypatch.setattr(step, "load_library", object)
+    monkeypatch.setattr(native_step, "load_library", object)
     assert slow_writing(CPU) == []
 
 

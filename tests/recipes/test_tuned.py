@@ -17,7 +17,7 @@ from words import WORDS
 from firstlight.data.chat.sources import open_conversations
 from firstlight.data.chat.tokenised import tokenise_conversations
 from firstlight.errors import CheckpointError, ConfigError, DataError
-from firstlight.recipes import base
+from firstlight.recipes import base, tuned
 from firstlight.recipes.loading import load_for_inference
 from firstlight.recipes.mid import train_mid
 from firstlight.recipes.record import read_run
@@ -203,6 +203,13 @@ def test_what_cannot_work_is_refused_before_step_0_and_leaves_no_run(
         train_sft(replace(settings, **changes))
     assert "Traceback" not in str(raised.value)
     assert not (own_folders / "s").exists() or not any((own_folders / "s").iterdir())
+
+
+def test_an_unknown_task_is_told_before_conversations_are_read(start, own_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuned.TunedRun, "open_mixture", lambda self: pytest.fail("conversations were read"))
+    settings = SftSettings(run="s", init="start", data=str(chats(tmp_path / "c.jsonl")), **TINY)
+    with pytest.raises(ConfigError, match="arc_easy"):
+        train_sft(replace(settings, chat_tasks="arc_eazy"))
 
 
 def test_a_run_of_one_stage_is_not_resumed_as_another(start, own_folders, tmp_path):

@@ -25,6 +25,7 @@ from firstlight.data.chat.tokenised import TokenisedConversations, tokenise_conv
 from firstlight.data.loader import LineLoader
 from firstlight.data.shuffle import mix_seed
 from firstlight.errors import ConfigError
+from firstlight.eval.chat.catalog import chosen
 from firstlight.eval.chat.task import ChatTask
 from firstlight.infer.calculator import Calculator
 from firstlight.recipes import resume
@@ -60,6 +61,8 @@ class TunedRun(StageRun[T]):
 
     def make_plan(self) -> Plan:
         settings, runtime = self.settings, self.runtime
+        # Before the conversations are read, which may take minutes.
+        self.task_names()
         self.start = open_start(settings, self.runs_dir, previous=self.previous, runtime=runtime, console=self.console)
         self.parents = (self.start.record.name,)
         self.mixture = Mixture.parse(settings.data)
@@ -233,8 +236,8 @@ class TunedRun(StageRun[T]):
             close=self.release,
         )
 
-    def open_tasks(self) -> list[ChatTask]:
-        """The tasks that the run is scored on. Raises ConfigError for names that are not known."""
+    def task_names(self) -> list[str]:
+        """Names of the tasks that the run is scored on. Raises ConfigError for those that are not known."""
         settings = self.settings
         names = [name.strip() for name in settings.chat_tasks.split(",") if name.strip() not in ("", "none")]
         if names and settings.shard_weights and self.runtime.world_size > 1:
@@ -242,6 +245,11 @@ class TunedRun(StageRun[T]):
                 "--chat-tasks needs whole weights on each process, and --shard-weights divides them",
                 hint="use --chat-tasks none, and score the checkpoints with `firstlight eval chat`",
             )
+        return chosen(names, flag="--chat-tasks") if names else []
+
+    def open_tasks(self) -> list[ChatTask]:
+        """The tasks that the run is scored on."""
+        names, settings = self.task_names(), self.settings
         if not names:
             return []
         return open_tasks(
