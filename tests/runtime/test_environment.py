@@ -20,7 +20,7 @@ VARIABLES = (
 
 @pytest.fixture
 def env(monkeypatch):
-    for name in (*VARIABLES, "FIRSTLIGHT_CACHE", "XDG_CACHE_HOME", "FIRSTLIGHT_RUNS", "CXX"):
+    for name in (*VARIABLES, "FIRSTLIGHT_CACHE", "FIRSTLIGHT_NATIVE", "XDG_CACHE_HOME", "FIRSTLIGHT_RUNS", "CXX"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -89,6 +89,7 @@ def test_the_cache_and_the_runs_have_a_place_that_can_be_changed(env):
     assert environment.cache_dir() == Path("/elsewhere/firstlight")
     env.setenv("FIRSTLIGHT_CACHE", "~/mine")
     assert environment.cache_dir() == Path.home() / "mine"
+    assert environment.own_cache_dir() == Path("/elsewhere/firstlight"), "what is compiled is not shared"
     assert environment.runs_dir() == Path("runs")
     env.setenv("FIRSTLIGHT_RUNS", "/big/disk/runs")
     assert environment.runs_dir() == Path("/big/disk/runs")
@@ -100,6 +101,12 @@ def test_the_compiler_is_the_one_that_cxx_names(env, tmp_path):
     compiler.chmod(0o755)
     env.setenv("CXX", str(compiler))
     assert environment.cxx_compiler() == str(compiler)
+
+
+def test_the_native_step_is_wanted_unless_0_says_no(env):
+    assert environment.native_step_wanted()
+    env.setenv("FIRSTLIGHT_NATIVE", "0")
+    assert not environment.native_step_wanted()
 
 
 def test_without_a_compiler_there_is_none(env, tmp_path):

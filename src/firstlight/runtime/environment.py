@@ -68,8 +68,11 @@ def default_num_threads() -> int:
 def cache_dir() -> Path:
     """Folder for what can be made again (token stores, tokenizers, downloads): FIRSTLIGHT_CACHE or ~/.cache/firstlight."""
     asked = os.environ.get("FIRSTLIGHT_CACHE")
-    if asked:
-        return Path(asked).expanduser()
+    return Path(asked).expanduser() if asked else own_cache_dir()
+
+
+def own_cache_dir() -> Path:
+    """Folder for what is compiled: this user's own, never one that FIRSTLIGHT_CACHE lets several share."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "firstlight"
 

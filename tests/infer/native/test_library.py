@@ -52,11 +52,6 @@ def num_links(compiler: Path) -> int:
     return sum("-shared" in line for line in log.read_text().splitlines()) if log.exists() else 0
 
 
-def spoil(made: Path) -> None:
-    made.write_bytes(b"not what was made")
-    made.chmod(0o700)
-
-
 def test_it_is_made_once(compiler: Path, tmp_path: Path) -> None:
     for _ in range(3):
         library._load(str(compiler), tmp_path / "cache")
@@ -80,22 +75,36 @@ def test_another_processor_or_source_gets_its_own(
     assert num_links(compiler) == len(list(folder.iterdir())) == 3
 
 
+def made_and_spoiled(compiler: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The library's file, made but never loaded, with something else in it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "_loaded", lambda path: path)
+        path = library._load(str(compiler), folder)
+    assert isinstance(path, Path)
+    path.write_bytes(b"not what was made")
+    path.chmod(0o700)
+    return path
+
+
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_what_others_may_change_is_not_loaded(what: str, compiler: Path, tmp_path: Path) -> None:
+def test_what_others_may_change_is_not_loaded(
+    what: str, compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "cache"
-    made = library._compiled(str(compiler), folder)
-    spoil(made)
+    made = made_and_spoiled(compiler, folder, monkeypatch)
     (made if what == "file" else folder).chmod(0o777)
     found = library._load(str(compiler), folder)
     assert num_links(compiler) == 2
     assert hasattr(found, "step_float32")
     if what == "folder":
-        assert Path(found._name).parent != folder, "it is kept where nobody else can write"
-        assert Path(found._name).parent.stat().st_mode & 0o777 == 0o700
+        assert Path(found._name).parent != folder, "made where nobody else can write"
+        assert not Path(found._name).exists(), "and nothing is left of it"
+    else:
+        assert made.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_damaged_one_is_made_anew(compiler: Path, tmp_path: Path) -> None:
-    spoil(library._compiled(str(compiler), tmp_path / "cache"))
+def test_a_damaged_one_is_made_anew(compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_and_spoiled(compiler, tmp_path / "cache", monkeypatch)
     assert hasattr(library._load(str(compiler), tmp_path / "cache"), "step_float32")
     assert num_links(compiler) == 2
 
@@ -117,7 +126,7 @@ def test_a_compiler_that_fails_is_a_reason(
     broken.chmod(0o755)
     monkeypatch.setattr(library, "COMPILE_LIMIT_S", 2.0)
     monkeypatch.setattr(environment, "cxx_compiler", lambda: str(broken))
-    monkeypatch.setattr(environment, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(environment, "own_cache_dir", lambda: tmp_path / "cache")
     found = load_library.__wrapped__()
     assert isinstance(found, Unavailable)
     assert reason in found.reason
@@ -130,15 +139,11 @@ def test_other_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_library.__wrapped__() == Unavailable("FIRSTLIGHT_NATIVE is 0")
 
 
-def test_a_cache_that_cannot_be_written_to_is_a_reason(
-    compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_place_to_keep_it_it_is_made_for_the_process_alone(compiler: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(environment, "cxx_compiler", lambda: str(compiler))
-    monkeypatch.setattr(environment, "cache_dir", lambda: tmp_path / "file")
-    found = load_library.__wrapped__()
-    assert isinstance(found, Unavailable)
-    assert "Not a directory" in found.reason
+    found = library._load(str(compiler), tmp_path / "file" / "native")
+    assert hasattr(found, "step_float32")
+    assert not Path(found._name).exists()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="the process's libraries are listed on Linux only")

@@ -39,25 +39,39 @@ def load_library() -> ctypes.CDLL | Unavailable:
     if compiler is None:
         return Unavailable("no C++ compiler was found (install g++)")
     try:
-        return _load(compiler, environment.cache_dir() / "native")
+        return _load(compiler, environment.own_cache_dir() / "native")
     except subprocess.TimeoutExpired:
         return Unavailable(f"{compiler} took longer than {COMPILE_LIMIT_S:.0f} s")
     except subprocess.CalledProcessError as error:
         words = error.stderr.strip().splitlines()
         return Unavailable(f"{compiler} cannot build it: {words[0] if words else error}")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home
         return Unavailable(f"the compiled step cannot be kept or loaded: {error}")
 
 
 def _load(compiler: str, folder: Path) -> ctypes.CDLL:
-    path = _compiled(compiler, folder)
+    """Load what is kept in ``folder`` for this source, compiler and processor, or make it first."""
+    flags = _flags(compiler)
+    words = [SOURCE.read_text(encoding="utf-8"), compiler, _run([compiler, "--version"]), *flags]
+    words.append(environment.cpu_features())
+    name = f"step-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
+    if not _can_keep(folder):
+        # For this process alone: once it is loaded it needs no name.
+        with tempfile.TemporaryDirectory(prefix="firstlight-native-") as private:
+            return _loaded(_made(Path(private) / name, compiler, flags))
+    path = folder / name
+    if _is_ours(path):
+        try:
+            return _loaded(path)
+        except OSError:
+            # Damaged, perhaps: made once more, and if that does not load either, it cannot be here.
+            path.unlink()
+    return _loaded(_made(path, compiler, flags))
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
     # The threads are torch's: its OpenMP is in this process already, and the library asks for none of its own.
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
-        # Damaged, perhaps: once more from the source, and if that does not load either, it cannot be here.
-        path.unlink()
-        return ctypes.CDLL(str(_compiled(compiler, folder)))
+    return ctypes.CDLL(str(path))
 
 
 def _flags(compiler: str) -> list[str]:
@@ -69,26 +83,26 @@ def _flags(compiler: str) -> list[str]:
     return ["-std=c++17", "-O3", arch, "-fno-math-errno", "-ffp-contract=fast", "-fPIC", *openmp]
 
 
-def _compiled(compiler: str, folder: Path) -> Path:
-    """Path of the library for this source, compiler and processor."""
-    flags = _flags(compiler)
-    version = _run([compiler, "--version"])
-    words = [SOURCE.read_text(encoding="utf-8"), compiler, version, *flags, environment.cpu_features()]
-    path = folder / f"step-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if _is_ours(folder) and _is_ours(path):
-        return path
-    # What others may write to is not loaded: then it is made anew, for this process alone.
-    target = path if _is_ours(folder) else Path(tempfile.mkdtemp(prefix="firstlight-native-")) / path.name
-    with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        made, library = Path(work) / "step.o", Path(work) / path.name
+def _made(path: Path, compiler: str, flags: list[str]) -> Path:
+    """Compile, and put the whole result in place."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+        compiled, library = Path(work) / "step.o", Path(work) / path.name
         # Compiled and linked apart: linking with -fopenmp would bring a second OpenMP, whose threads fight torch's.
-        _run([compiler, *flags, "-c", str(SOURCE), "-o", str(made)])
+        _run([compiler, *flags, "-c", str(SOURCE), "-o", str(compiled)])
         loose = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
-        _run([compiler, "-shared", *loose, str(made), "-o", str(library)])
+        _run([compiler, "-shared", *loose, str(compiled), "-o", str(library)])
         library.chmod(0o700)
-        os.replace(library, target)
-    return target
+        os.replace(library, path)
+    return path
+
+
+def _can_keep(folder: Path) -> bool:
+    """Whether there is such a folder that this user, and nobody else, may write to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return _is_ours(folder) and os.access(folder, os.W_OK)
+    except OSError:
+        return False
 
 
 def _is_ours(path: Path) -> bool:
