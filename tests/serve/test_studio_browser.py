@@ -33,7 +33,7 @@ if CHROMIUM is None:
 pytestmark = pytest.mark.slow
 
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 90_000
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Script:
         if "markup" in words:
             return [token(400 + i, piece, 0.25) for i, piece in enumerate((MARKUP[:9], MARKUP[9:30], MARKUP[30:]))]
         if "slow" in words:
-            return [token(500 + i, f" {i}", 0.5) for i in range(2000)]
+            return [token(500 + i, f" {i}", 0.5) for i in range(4000)]
         if "half" in words:
             face = "🙂".encode()
             return [token(600 + i, "", 0.5, data=face[i : i + 1]) for i in range(4)]
