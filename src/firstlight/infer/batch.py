@@ -14,7 +14,7 @@ Shapes: B rows, P new rows, T tokens of the longest prompt, V vocabulary.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -251,6 +251,9 @@ class BatchEngine:
             if prompt not in leaders and self._twin(prompt) is None:
                 if (len(leaders) + 1) * max(longest, len(prompt)) > self._prefill_chunk:
                     break
+                # Who reads a prompt must not depend on the prompts beside it.
+                if leaders and self._reads_natively([prompt]) != self._reads_natively(leaders):
+                    break
                 leaders[prompt] = len(leaders)
                 longest = max(longest, len(prompt))
             new.append(self._waiting.popleft())
@@ -260,6 +263,9 @@ class BatchEngine:
             self._partial = self._waiting.popleft()
             return self._read_piece(self._partial)
         return []
+
+    def _reads_natively(self, prompts: Iterable[tuple[int, ...]]) -> bool:
+        return self._native is not None and self._native.reads(prompts)
 
     def _twin(self, prompt: tuple[int, ...]) -> int | None:
         """A row that began with the same prompt."""
@@ -291,7 +297,7 @@ class BatchEngine:
 
     def _read_prompts(self, prompts: list[tuple[int, ...]], first: int) -> torch.Tensor:
         """Read whole prompts into the slots from ``first`` on; logits (P,V) behind each."""
-        if self._native is not None and self._native.reads(prompts):
+        if self._native is not None and self._reads_natively(prompts):
             return self._native.read(prompts, self._cache.k_LBGMK, self._cache.v_LBGMK, first_row=first)
         longest = max(map(len, prompts))
         ids_PT = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=self._device)
@@ -308,7 +314,7 @@ class BatchEngine:
         slot = len(self._rows)
         self._cache.reserve(slot + 1, end)
         start, row.length = row.length, end
-        if self._native is not None and self._native.reads([prompt]):
+        if self._native is not None and self._reads_natively([prompt]):
             keys, values = self._cache.k_LBGMK, self._cache.v_LBGMK
             logits_1V = self._native.read([prompt], keys, values, first_row=slot, start=start, end=end)
         else:
