@@ -116,7 +116,9 @@ def test_a_bf16_cache_is_rounded_as_torch_rounds() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", ["all", "portable", "ragged", "whole"])
-def test_company_threads_and_cuts_change_no_bit(case: str, dtype: torch.dtype) -> None:
+def test_company_threads_and_cuts_change_no_bit(case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Models so small would have one thread.
+    monkeypatch.setattr(step, "WEIGHT_BYTES_PER_THREAD", 1)
     model = random_gpt(ALL[case], dtype)
     native = made(model)
     ids_BT = random_ids(model, 29, 30)
@@ -229,9 +231,38 @@ def test_the_weights_are_those_of_its_making_and_the_model_is_left_alone() -> No
         assert torch.equal(weight, before[name])
         assert weight.requires_grad
     with torch.no_grad():
-        model.transformer.h[0].mlp.c_fc.weight.zero_()  # pyrefly: ignore
+        for weight in model.parameters():
+            weight.zero_()
     again_V = native.read([[1, 2, 3]], *keys_and_values(model, 1))
     assert torch.equal(first_V, again_V)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    model = random_gpt(CASES["classic"])
+    native, (keys, values) = made(model), keys_and_values(model, 2)
+    with pytest.raises(AssertionError, match="a token to read"):
+        native.read([[1], [2, 3]], keys, values, start=1)
+    one = torch.ones(1, dtype=torch.int64)
+    with pytest.raises(AssertionError):
+        native.next_logits(one.int(), one, one, keys, values)
+    with pytest.raises(AssertionError):
+        native.next_logits(one, torch.ones(2, dtype=torch.int64), one, keys, values)
+    with pytest.raises(AssertionError, match="another model's"):
+        native.next_logits(one, one, one, keys[:1], values[:1])
+
+
+def test_torchs_defaults_do_not_matter() -> None:
+    model = random_gpt(CASES["all"])
+    native, expected_V = made(model), made(model).read([[1, 2, 3]], *keys_and_values(model, 1))
+    keys, values = keys_and_values(model, 1)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            found_V = native.read([[1, 2, 3]], keys, values)
+            native.next_logits(*torch.tensor([[4], [3], [3]], device="cpu"), keys, values)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found_V, expected_V)
 
 
 def test_where_it_is_not_for() -> None:

@@ -35,24 +35,29 @@ def load_library() -> ctypes.CDLL | Unavailable:
     """The compiled step, which takes a few seconds the first time on a machine. Several processes may do it at once."""
     if not environment.native_step_wanted():
         return Unavailable("FIRSTLIGHT_NATIVE is 0")
+    if platform.system() != "Linux":
+        return Unavailable(f"the native step is made on Linux, not on {platform.system()}")
     compiler = environment.cxx_compiler()
     if compiler is None:
         return Unavailable("no C++ compiler was found (install g++)")
     try:
-        return _load(compiler, environment.own_cache_dir() / "native")
+        version = _run([compiler, "--version"])
+        if "clang" in version:
+            return Unavailable(f"{compiler} is clang, whose OpenMP is not the one that torch brings: g++ is needed")
+        return _load(compiler, version, environment.own_cache_dir() / "native")
     except subprocess.TimeoutExpired:
         return Unavailable(f"{compiler} took longer than {COMPILE_LIMIT_S:.0f} s")
     except subprocess.CalledProcessError as error:
-        words = error.stderr.strip().splitlines()
-        return Unavailable(f"{compiler} cannot build it: {words[0] if words else error}")
+        words = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.split("\n")
+        return Unavailable(f"{compiler} cannot build it: {words[0].strip() or error}")
     except (OSError, RuntimeError) as error:  # RuntimeError: no home
         return Unavailable(f"the compiled step cannot be kept or loaded: {error}")
 
 
-def _load(compiler: str, folder: Path) -> ctypes.CDLL:
+def _load(compiler: str, version: str, folder: Path) -> ctypes.CDLL:
     """Load what is kept in ``folder`` for this source, compiler and processor, or make it first."""
-    flags = _flags(compiler)
-    words = [SOURCE.read_text(encoding="utf-8"), compiler, _run([compiler, "--version"]), *flags]
+    flags = _flags()
+    words = [SOURCE.read_text(encoding="utf-8"), compiler, version, *flags]
     words.append(environment.cpu_features())
     name = f"step-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
     if not _can_keep(folder):
@@ -74,13 +79,10 @@ def _loaded(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _flags(compiler: str) -> list[str]:
+def _flags() -> list[str]:
     # Sums must keep their order, so nothing of -ffast-math; a * b + c may become one operation.
     arch = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-    openmp = (
-        ["-Xclang", "-fopenmp"] if platform.system() == "Darwin" and "clang" in Path(compiler).name else ["-fopenmp"]
-    )
-    return ["-std=c++17", "-O3", arch, "-fno-math-errno", "-ffp-contract=fast", "-fPIC", *openmp]
+    return ["-std=c++17", "-O3", arch, "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-fopenmp"]
 
 
 def _made(path: Path, compiler: str, flags: list[str]) -> Path:
@@ -89,8 +91,7 @@ def _made(path: Path, compiler: str, flags: list[str]) -> Path:
         compiled, library = Path(work) / "step.o", Path(work) / path.name
         # Compiled and linked apart: linking with -fopenmp would bring a second OpenMP, whose threads fight torch's.
         _run([compiler, *flags, "-c", str(SOURCE), "-o", str(compiled)])
-        loose = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
-        _run([compiler, "-shared", *loose, str(compiled), "-o", str(library)])
+        _run([compiler, "-shared", str(compiled), "-o", str(library)])
         library.chmod(0o700)
         os.replace(library, path)
     return path
@@ -115,5 +116,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _run(command: list[str]) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_LIMIT_S)
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, errors="replace", timeout=COMPILE_LIMIT_S
+    )
     return done.stdout

@@ -422,6 +422,10 @@ int32_t first_wrong(const Model& m, const Tokens& tokens) {
         slot >= tokens.num_slots)
       return b + 1;
   }
+  for (int w = 0; w < tokens.num_wanted; w++) {
+    const int64_t least = w ? tokens.wanted[w - 1] + 1 : 0;
+    if (tokens.wanted[w] < least || tokens.wanted[w] >= tokens.num_tokens) return 1;
+  }
   return 0;
 }
 

@@ -101,13 +101,13 @@ class NativeStep:
         self._vocab_size = weights.head_DV.shape[1]
         self._model = self._describe(weights)
         self._tokens = _Tokens()
-        self._scratch = torch.empty(0)
+        self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def _room_for(self, weights: DecodeWeights) -> torch.Tensor:
         sizes = [packed_size(weights.head_DV)]
         for layer in weights.layers:
             sizes += map(packed_size, (layer.in_DX, layer.out_DD, *_ups(layer, weights), layer.down_FD))
-        room = torch.empty(sum(sizes), dtype=self.dtype)
+        room = torch.empty(sum(sizes), dtype=self.dtype, device="cpu")
         self._library.prefer_large_pages(c_void_p(room.data_ptr()), c_int64(room.nbytes))
         return room
 
@@ -165,10 +165,10 @@ class NativeStep:
         return address
 
     def _table(self, x: torch.Tensor | None) -> int | None:
-        """What is float32 in any case."""
+        """A copy of what is float32 in any case: training on changes no step that was made before."""
         if x is None:
             return None
-        x = x.float().contiguous()
+        x = x.detach().to(torch.float32, copy=True).contiguous()
         self._kept.append(x)
         return x.data_ptr()
 
@@ -189,7 +189,7 @@ class NativeStep:
         ids_B, before_B, positions_B: int64; ``before_B`` are the ids before those.
         Raises IndexError for an id or a position that does not exist; the cache is as it was then.
         """
-        rows_B = torch.arange(ids_B.shape[0])
+        rows_B = torch.arange(ids_B.shape[0], device="cpu")
         return self._run(ids_B, before_B, positions_B, rows_B, rows_B, k_LBGMK, v_LBGMK)
 
     def read(
@@ -210,12 +210,15 @@ class NativeStep:
         ids, before, positions, rows, wanted = [], [], [], [], []
         for row, prompt in enumerate(prompts, first_row):
             piece = prompt[start:end]
+            assert piece, "every prompt has a token to read"
             ids += piece
             before += [prompt[max(start - 1, 0)], *piece[:-1]]
             positions += range(start, start + len(piece))
             rows += [row] * len(piece)
             wanted.append(len(ids) - 1)
-        columns = [torch.tensor(column) for column in (ids, before, positions, rows, wanted)]
+        columns = [
+            torch.tensor(column, dtype=torch.int64, device="cpu") for column in (ids, before, positions, rows, wanted)
+        ]
         return self._run(*columns, k_LBGMK, v_LBGMK)  # pyrefly: ignore
 
     def _run(
@@ -232,7 +235,11 @@ class NativeStep:
         assert k_LBGMK.is_contiguous()
         assert v_LBGMK.is_contiguous()
         assert k_LBGMK.shape == v_LBGMK.shape
+        L, _, G, _, K = k_LBGMK.shape
+        assert (self._model.num_layers, self._model.G, self._model.K) == (L, G, K), "the cache is another model's"
         columns = [x.contiguous() for x in (ids_T, before_T, positions_T, slots_T, wanted_B)]
+        assert all(x.dtype == torch.int64 and x.device.type == "cpu" for x in columns)
+        assert all(len(x) == len(ids_T) for x in columns[:4])
         tokens = self._tokens
         tokens.ids, tokens.before, tokens.positions, tokens.slots, tokens.wanted = [x.data_ptr() for x in columns]
         tokens.keys, tokens.values = k_LBGMK.data_ptr(), v_LBGMK.data_ptr()
@@ -242,8 +249,8 @@ class NativeStep:
         tokens.num_threads = min(torch.get_num_threads(), max(1, self._arena.nbytes // WEIGHT_BYTES_PER_THREAD))
         size = self._scratch_floats(ctypes.byref(self._model), ctypes.byref(tokens))
         if self._scratch.shape[0] < size:
-            self._scratch = torch.empty(size)
-        logits_BV = torch.empty(len(wanted_B), self._vocab_size)
+            self._scratch = torch.empty(size, dtype=torch.float32, device="cpu")
+        logits_BV = torch.empty(len(wanted_B), self._vocab_size, dtype=torch.float32, device="cpu")
         tokens.scratch, tokens.logits = self._scratch.data_ptr(), logits_BV.data_ptr()
         wrong = self._step(ctypes.byref(self._model), ctypes.byref(tokens))
         if wrong:
