@@ -17,10 +17,14 @@ from firstlight.model.attention import (
     MAX_BLOCKS,
     Kernel,
     attend,
+    attend_to_own,
     choose_kernel,
     window_block_mask,
 )
 from firstlight.model.blocked import BLOCK_ROWS, blocked_scores, causal_mask
+from firstlight.model.native import attention as native_attention
+from firstlight.model.rope import rope_tables
+from firstlight.runtime.native.library import Unavailable
 
 KERNELS = pytest.mark.parametrize(
     ("kernel", "bound"), [("sdpa", None), ("blocked", None), ("blocked", LARGEST_UNSHIFTED_SCORE)]
@@ -222,12 +226,16 @@ def test_wrong_number_of_keys_is_noticed() -> None:
         ("cpu", torch.bfloat16, MAX_BLOCKS * BLOCK_ROWS, "blocked"),
         ("cpu", torch.bfloat16, MAX_BLOCKS * BLOCK_ROWS + 1, "sdpa"),
         ("cpu", torch.bfloat16, 1, "sdpa"),
-        ("cpu", torch.float32, 256, "sdpa"),
+        ("cpu", torch.float32, 256, "native"),
+        ("cpu", torch.float32, 1, "sdpa"),
+        ("cpu", torch.float16, 256, "sdpa"),
         ("cuda", torch.bfloat16, 256, "sdpa"),
         ("mps", torch.float32, 256, "sdpa"),
     ],
 )
-def test_choice_comes_with_its_reason(device_type: str, dtype: torch.dtype, seq_len: int, kernel: str) -> None:
+def test_choice_comes_with_its_reason(
+    device_type: str, dtype: torch.dtype, seq_len: int, kernel: str, native: None
+) -> None:
     name, reason = choose_kernel(device_type=device_type, compute_dtype=dtype, seq_len=seq_len)
     assert name == kernel
     assert reason.startswith(f"attention {kernel}: ")
@@ -238,7 +246,7 @@ def test_choice_comes_with_its_reason(device_type: str, dtype: torch.dtype, seq_
     ("device_type", "dtype", "seq_len", "window", "is_compiled", "kernel", "words"),
     [
         ("cpu", torch.float32, 512, 128, False, "blocked", "only the keys in their windows of 128"),
-        ("cpu", torch.float32, 512, 512, False, "sdpa", "float32 on a CPU"),
+        ("cpu", torch.float32, 512, 512, False, "native", "stay in a core's cache"),
         ("cpu", torch.bfloat16, 2048, 512, True, "sdpa", "saves no work"),
         ("cuda", torch.bfloat16, 2048, 512, True, "flex", "skips the blocks of keys outside the window of 512"),
         ("cuda", torch.bfloat16, 2048, 512, False, "sdpa", "saves no work"),
@@ -247,7 +255,14 @@ def test_choice_comes_with_its_reason(device_type: str, dtype: torch.dtype, seq_
     ],
 )
 def test_choice_for_a_window(
-    device_type: str, dtype: torch.dtype, seq_len: int, window: int, is_compiled: bool, kernel: str, words: str
+    device_type: str,
+    dtype: torch.dtype,
+    seq_len: int,
+    window: int,
+    is_compiled: bool,
+    kernel: str,
+    words: str,
+    native: None,
 ) -> None:
     name, reason = choose_kernel(
         device_type=device_type, compute_dtype=dtype, seq_len=seq_len, window=window, is_compiled=is_compiled
@@ -256,19 +271,35 @@ def test_choice_for_a_window(
     assert words in reason
 
 
-def test_choice_is_the_one_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_native_code_it_is_torchs_and_the_log_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_attention, "load_library", lambda source: Unavailable("no C++ compiler was found"))
+    name, reason = choose_kernel(device_type="cpu", compute_dtype=torch.float32, seq_len=256)
+    assert name == "sdpa"
+    assert "no C++ compiler was found" in reason
+    monkeypatch.setattr(native_attention, "load_library", lambda source: object())
+    monkeypatch.setattr(native_attention, "find_sgemm", lambda: None)
+    name, reason = choose_kernel(device_type="cpu", compute_dtype=torch.float32, seq_len=256)
+    assert name == "sdpa"
+    assert "sgemm" in reason
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_choice_is_the_one_that_is_taken(is_there: bool, monkeypatch: pytest.MonkeyPatch, native: None) -> None:
+    if not is_there:
+        monkeypatch.setattr(native_attention, "load_library", lambda source: Unavailable("this test wants none"))
     taken = []
-    for name in ("sdpa", "blocked"):
-        function = getattr(attention, f"_attend_{name}")
+    functions = {"sdpa": "_attend_sdpa", "blocked": "_attend_blocked", "native": "attend_natively"}
+    for name, function_name in functions.items():
+        function = getattr(attention, function_name)
 
         def record(*args, name=name, function=function, **kwargs):
             taken.append(name)
             return function(*args, **kwargs)
 
-        monkeypatch.setattr(attention, f"_attend_{name}", record)
+        monkeypatch.setattr(attention, function_name, record)
     for dtype in (torch.bfloat16, torch.float32):
         q = heads(1, 1, 16, 8, seed=0).to(dtype)
-        attend(q, q, q)
+        attend_to_own(*(q.transpose(1, 2),) * 3, *rope_tables(16, 8, base=100.0), gain=1.0)
         assert taken.pop() == choose_kernel(device_type="cpu", compute_dtype=dtype, seq_len=16)[0]
         attend(q, q, q, window=3)
         assert taken.pop() == choose_kernel(device_type="cpu", compute_dtype=dtype, seq_len=16, window=3)[0]

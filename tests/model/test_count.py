@@ -118,8 +118,16 @@ def kept_bytes(model: GPT, *, batch_rows: int, seq_len: int) -> int:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kernel", ["sdpa", "blocked"])
+@pytest.mark.parametrize(
+    ("dtype", "kernel"),
+    [
+        (torch.float32, "sdpa"),
+        (torch.float32, "blocked"),
+        (torch.float32, "native"),
+        (torch.bfloat16, "sdpa"),
+        (torch.bfloat16, "blocked"),
+    ],
+)
 def test_activation_bytes_are_within_a_tenth_of_what_autograd_keeps(
     config: GPTConfig, dtype: torch.dtype, kernel: Kernel
 ) -> None:

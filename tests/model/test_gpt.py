@@ -91,7 +91,7 @@ def reference_logits(model: GPT, inputs_BT: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("config", [DEPTH_4, GROUPED, ODD, LONG], ids=["depth4", "grouped", "odd", "long"])
-@pytest.mark.parametrize("kernel", ["sdpa", "blocked"])
+@pytest.mark.parametrize("kernel", ["native", "sdpa", "blocked"])
 def test_logits_are_those_of_transformers(config: GPTConfig, kernel: Kernel) -> None:
     model = random_gpt(config)
     model.attention_kernel = kernel
@@ -188,7 +188,7 @@ def test_gradient_reaches_every_parameter_after_the_first_update() -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "blocked"])
+@pytest.mark.parametrize("kernel", ["native", "sdpa", "blocked"])
 def test_recomputed_activations_give_the_same_gradients(kernel: Kernel) -> None:
     grads = []
     for recompute in (False, True):

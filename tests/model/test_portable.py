@@ -92,7 +92,7 @@ def qwen3_logits(model: GPT, inputs_BT: torch.Tensor) -> torch.Tensor:
         return reference.eval()(inputs_BT).logits
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "blocked"])
+@pytest.mark.parametrize("kernel", ["native", "sdpa", "blocked"])
 @pytest.mark.parametrize("case", CONFIGS)
 def test_logits_are_those_of_qwen3(case: str, kernel: Kernel) -> None:
     config = CONFIGS[case]

@@ -104,9 +104,9 @@ def test_the_compiler_is_the_one_that_cxx_names(env, tmp_path):
 
 
 def test_the_native_step_is_wanted_unless_0_says_no(env):
-    assert environment.native_step_wanted()
+    assert environment.native_code_wanted()
     env.setenv("FIRSTLIGHT_NATIVE", "0")
-    assert not environment.native_step_wanted()
+    assert not environment.native_code_wanted()
 
 
 def test_without_a_compiler_there_is_none(env, tmp_path):

@@ -11,7 +11,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from firstlight.data.batch import IGNORE
 from firstlight.errors import DataError
+from firstlight.train import loss as loss_module
 from firstlight.train.loss import default_chunk_rows, summed_cross_entropy, token_losses
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def way(request, monkeypatch):
+    """Native kernels between the products, and torch's operations in their place."""
+    reason = loss_module.why_not_native_loss(device_type="cpu", dtype=torch.float32)
+    if request.param == "torch":
+        monkeypatch.setattr(loss_module, "why_not_native_loss", lambda **_: "this test wants torch's operations")
+    elif reason is not None:
+        pytest.skip(f"no native loss: {reason}")
+    return request.param
 
 
 def make_case(*, rows=3, tokens=17, width=16, vocab=50, seed=0, logit_scale=1.0):

@@ -1,4 +1,4 @@
-"""Causal attention: one function, three kernels behind it that give the same result.
+"""Causal attention: four kernels that give the same result, and the rule that chooses one.
 
 Shapes: B rows, T query tokens, S key tokens (those before, and the T themselves), H query heads, G key/value heads,
 K head size, R = H/G query heads that share a key/value head, N query tokens of one block, M key tokens it sees.
@@ -15,8 +15,10 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from firstlight.model.blocked import BLOCK_ROWS, BlockedAttention, causal_mask
+from firstlight.model.native.attention import attend_natively, why_not_native_attention
+from firstlight.model.rope import normed_and_turned
 
-Kernel = Literal["sdpa", "blocked", "flex"]
+Kernel = Literal["native", "sdpa", "blocked", "flex"]
 
 FLEX_BLOCK = 128
 """Queries and keys in a block of the ``flex`` kernel: torch's own choice, for which its tiles are tuned."""
@@ -26,6 +28,40 @@ MAX_BLOCKS = 8
 
 LARGEST_UNSHIFTED_SCORE = 40.0
 """exp(40) times any number of keys is far inside the range of float32 and bfloat16, and so is exp(-40)."""
+
+
+def attend_to_own(
+    q_BTHK: torch.Tensor,
+    k_BTGK: torch.Tensor,
+    v_BTGK: torch.Tensor,
+    cos_TJ: torch.Tensor,
+    sin_TJ: torch.Tensor,
+    *,
+    gain: float,
+    kernel: Kernel | None = None,
+) -> torch.Tensor:
+    """Attention of whole rows to themselves: heads as the projections give them are normed, turned and multiplied by
+    ``gain`` (`firstlight.model.rope.normed_and_turned`), then `attend`. (B,T,H,K).
+
+    kernel: see `attend`; ``native`` does all of this in one walk. Code that torch.compile reads cannot look for it, so there
+        it must be named.
+    """
+    if kernel is None:
+        is_compiled = torch.compiler.is_compiling()
+        kernel = _kernel_for(
+            q_BTHK.device.type, q_BTHK.dtype, q_BTHK.shape[1], None, is_compiled, may_be_native=not is_compiled
+        )
+    if kernel == "native":
+        return attend_natively(q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ, gain=gain)
+    q_BHTK = normed_and_turned(q_BTHK, cos_TJ, sin_TJ, gain=gain)
+    k_BGTK = normed_and_turned(k_BTGK, cos_TJ, sin_TJ, gain=gain)
+    bound = score_bound(gain, head_dim=q_BTHK.shape[-1])
+    return attend(q_BHTK, k_BGTK, v_BTGK.transpose(1, 2), score_bound=bound, kernel=kernel).transpose(1, 2)
+
+
+def score_bound(gain: float, *, head_dim: int) -> float:
+    """What no score of normed heads exceeds: they have length gain * sqrt(K), and rounding may add a little."""
+    return 1.02 * gain**2 * head_dim**0.5
 
 
 def attend(
@@ -46,7 +82,8 @@ def attend(
     window: keys that a query sees, its own included; None is all of them.
     score_bound: a number that no score exceeds in size, where the caller knows one (normed queries and keys have one):
         then no row's largest score has to be found before exponentials are taken.
-    kernel: one kernel, for tests and measurements; None takes the one of `choose_kernel`.
+    kernel: one kernel, for tests and measurements; None takes the one of `choose_kernel`, or where that is ``native``,
+        which turns heads itself, the next best.
     """
     assert k_BGSK.shape[2] == num_past + q_BHTK.shape[2], "keys must be the past ones and the queries' own"
     if window is not None:
@@ -57,7 +94,10 @@ def attend(
         window = window if window < k_BGSK.shape[2] else None
     if kernel is None:
         is_compiled = torch.compiler.is_compiling()
-        kernel = _kernel_for(q_BHTK.device.type, q_BHTK.dtype, q_BHTK.shape[2], window, is_compiled)
+        kernel = _kernel_for(
+            q_BHTK.device.type, q_BHTK.dtype, q_BHTK.shape[2], window, is_compiled, may_be_native=False
+        )
+    assert kernel != "native", "the native kernel turns the heads itself: see attend_to_own"
     if kernel == "blocked":
         is_bounded = score_bound is not None and score_bound <= LARGEST_UNSHIFTED_SCORE
         return _attend_blocked(q_BHTK, k_BGSK, v_BGSK, num_past=num_past, window=window, is_bounded=is_bounded)
@@ -74,16 +114,16 @@ def choose_kernel(
     window: int | None = None,
     is_compiled: bool = True,
 ) -> tuple[Kernel, str]:
-    """The kernel that `attend` takes for rows of ``seq_len`` tokens, and the reason in one sentence, for the log.
+    """The kernel for rows of ``seq_len`` tokens that attend to themselves, and the reason in one sentence, for the log.
 
-    is_compiled: whether `attend` is called in compiled code.
+    is_compiled: whether attention is called in compiled code. May compile the native kernel, once on a machine.
 
     The rule is a measurement (docs/model.md), not a theory: on a CPU, torch's flash kernel runs its small products
     below the rate of a plain batched matmul, and a short row's scores are small enough to be written out.
     """
     if window is not None and window >= seq_len:
         window = None
-    kernel = _kernel_for(device_type, compute_dtype, seq_len, window, is_compiled)
+    kernel = _kernel_for(device_type, compute_dtype, seq_len, window, is_compiled, may_be_native=True)
     if kernel == "flex":
         reason = f"compiled on {device_type} it skips the blocks of keys outside the window of {window}"
     elif window is not None and kernel == "blocked":
@@ -92,24 +132,36 @@ def choose_kernel(
         reason = f"the window of {window} is a mask here, which hides keys and saves no work"
     elif device_type != "cpu":
         reason = f"torch has fused kernels on {device_type}"
-    elif compute_dtype != torch.bfloat16:
-        reason = "in float32 on a CPU the blocked kernel was not faster at every head size"
-    elif kernel == "blocked":
-        reason = f"blocks of {BLOCK_ROWS} queries beat the CPU's flash kernel in bf16 at {seq_len} tokens"
     elif seq_len == 1:
         reason = "a single query needs no mask"
+    elif kernel == "native":
+        reason = "blocks of scores stay in a core's cache, and norm and rotation are part of the walk"
+    elif compute_dtype == torch.float32:
+        reason = f"torch's own, slower than the native kernel, which is not to be had: {why_not_native_attention()}"
+    elif compute_dtype != torch.bfloat16:
+        reason = f"the other kernels of a CPU are for float32 and bfloat16, not {compute_dtype}"
+    elif kernel == "blocked":
+        reason = f"blocks of {BLOCK_ROWS} queries beat the CPU's flash kernel in bf16 at {seq_len} tokens"
     else:
         reason = f"rows of {seq_len} tokens are longer than {MAX_BLOCKS} blocks of {BLOCK_ROWS}"
     return kernel, f"attention {kernel}: {reason}"
 
 
 def _kernel_for(
-    device_type: str, dtype: torch.dtype, num_queries: int, window: int | None, is_compiled: bool
+    device_type: str,
+    dtype: torch.dtype,
+    num_queries: int,
+    window: int | None,
+    is_compiled: bool,
+    *,
+    may_be_native: bool,
 ) -> Kernel:
-    """window: None where it hides nothing."""
+    """window: None where it hides nothing. may_be_native: whether to look for the native kernel."""
     if num_queries == 1:
         return "sdpa"
     if device_type == "cpu":
+        if dtype == torch.float32 and window is None and may_be_native and why_not_native_attention() is None:
+            return "native"
         is_short_row = num_queries <= MAX_BLOCKS * BLOCK_ROWS
         return "blocked" if is_short_row and (window is not None or dtype == torch.bfloat16) else "sdpa"
     # Not compiled, flex writes out all scores.

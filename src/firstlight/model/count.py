@@ -128,7 +128,7 @@ def activation_bytes(
     Counted for eager execution; compiled code keeps about a tenth less. Left out: the loss (it has its own bound), the
     copies of the weights in the compute dtype, and what the backward pass holds for a moment.
 
-    attention_kernel: ``sdpa`` or ``blocked`` (`firstlight.model.attention.choose_kernel`).
+    attention_kernel: ``sdpa``, ``blocked`` or ``native`` (`firstlight.model.attention.choose_kernel`).
     compute_bytes: bytes of a number in the compute dtype. What norms and rotation keep is float32 whatever it is.
     checkpoint_activations: each block keeps its input only, and one block at a time is recomputed.
     """
@@ -136,11 +136,17 @@ def activation_bytes(
     kv_width = config.n_kv_head * config.head_dim
     # Inputs of the two norms.
     float32_numbers = 2 * D
-    # Two normed inputs, queries and keys before and after rotation, values, attention's output.
-    compute_numbers = 2 * D + 2 * (D + kv_width) + kv_width + D
+    # Two normed inputs, queries and keys, values, attention's output.
+    compute_numbers = 2 * D + (D + kv_width) + kv_width + D
     # relu and its square; or the gate before and after silu, what it is multiplied with, and the product.
     compute_numbers += (4 if config.mlp == "swiglu" else 2) * F
     block = 4 * float32_numbers + compute_bytes * compute_numbers
+    if attention_kernel == "native":
+        # One number for each query; rotation is done again.
+        block += 4 * H
+    else:
+        # Queries and keys after rotation.
+        block += compute_bytes * (D + kv_width)
     if attention_kernel == "blocked":
         # Weights of the keys that a block sees; values and outputs are held in the layout of heads as well.
         block += compute_bytes * (H * blocked_scores(T) // T + D + kv_width)

@@ -5,8 +5,8 @@ For each matrix W (O outputs, I inputs) and N tokens, as `firstlight.model.preci
     forward       y_NO  = x_NI W_OI^T      grad-input    dx_NI = dy_NO W_OI      grad-weight   dW_OI = dy_NO^T x_NI
 
 The head's three are those of the loss layer, a chunk of R tokens at a time; attention's are of scores and values, each
-with two gradients. The sum of the FLOPs is that of `firstlight.model.count.flops_per_token` (with `blocked` attention
-less, by the blocks that are never computed). The optimizer's products are in `firstlight.optim.gemms`.
+with two gradients. The sum of the FLOPs is that of `firstlight.model.count.flops_per_token` (with `blocked` and
+`native` attention less, by the blocks that are never computed). The optimizer's products are in `firstlight.optim.gemms`.
 
 Shapes: B rows, T tokens in a row, N = B T tokens, D width, V ids, R tokens of a chunk; H, G, K as in attention.py.
 """
@@ -20,6 +20,7 @@ import torch
 from firstlight.model.attention import Kernel
 from firstlight.model.blocked import BLOCK_ROWS
 from firstlight.model.config import GPTConfig
+from firstlight.model.native import attention as native
 from firstlight.runtime.gemm_bench import Gemm
 
 
@@ -40,15 +41,17 @@ def attention_gemms(
 ) -> list[Gemm]:
     """Scores and values of all layers, and their four gradients: six products.
 
-    blocked: of each block of queries with the keys that it sees. sdpa, flex: of all T x T scores, as `flops_per_token`
+    blocked, native: of each block of queries with the keys that it sees. sdpa, flex: of all T x T scores, as `flops_per_token`
     counts, of which ``used_frac`` are not masked; fused kernels also compute the scores again for the backward pass,
     which is not counted.
     """
     H, G, K, L = config.n_head, config.n_kv_head, config.head_dim, config.n_layer
-    if kernel == "blocked":
-        ends = [(first, min(seq_len, first + BLOCK_ROWS)) for first in range(0, seq_len, BLOCK_ROWS)]
-        sizes = [(H // G * (last - first), last, 1.0) for first, last in ends]
-        batch = batch_rows * G
+    if kernel in ("blocked", "native"):
+        # The blocked kernel stacks the queries of heads that share keys, the native one takes head by head.
+        block, stacked = (BLOCK_ROWS, H // G) if kernel == "blocked" else (native.BLOCK_ROWS, 1)
+        ends = [(first, min(seq_len, first + block)) for first in range(0, seq_len, block)]
+        sizes = [(stacked * (last - first), last, 1.0) for first, last in ends]
+        batch = batch_rows * H // stacked
     else:
         sizes = [(seq_len, seq_len, (seq_len + 1) / (2 * seq_len))]
         batch = batch_rows * H

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from firstlight.errors import ConfigError
-from firstlight.model.attention import Kernel, attend
+from firstlight.model.attention import Kernel, attend, attend_to_own, score_bound
 from firstlight.model.config import GATE_CHANNELS, GPTConfig
 from firstlight.model.precision import Embedding, Linear, rms_norm
 from firstlight.model.rope import normed_and_turned, rope_tables
@@ -102,16 +102,16 @@ class Attention(nn.Module):
         if self.value_gate is not None and value_embed_BTC is not None:
             gate_BTG1 = 2 * torch.sigmoid(self.value_gate(x_BTD[..., : self.value_gate.in_features]))[..., None]
             v_BTGK = v_BTGK + gate_BTG1 * value_embed_BTC.to(v_BTGK.dtype).view_as(v_BTGK)
+        if cache is None:
+            y_BTHK = attend_to_own(q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ, gain=self.qk_gain, kernel=kernel)
+            return self.c_proj(y_BTHK.reshape(B, T, D))
         q_BHTK = normed_and_turned(q_BTHK, cos_TJ, sin_TJ, gain=self.qk_gain)
         k_BGTK = normed_and_turned(k_BTGK, cos_TJ, sin_TJ, gain=self.qk_gain)
-        v_BGTK = v_BTGK.transpose(1, 2)
-        num_past = 0
-        if cache is not None:
-            num_past = cache.length
-            k_BGTK, v_BGTK = cache.append(layer, k_BGTK, v_BGTK)
-        # Normed heads have length sqrt(K), so no product exceeds K; rounding may add a little.
-        score_bound = 1.02 * self.qk_gain**2 * self.head_dim**0.5
-        y_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, num_past=num_past, score_bound=score_bound, kernel=kernel)
+        num_past = cache.length
+        k_BGSK, v_BGSK = cache.append(layer, k_BGTK, v_BTGK.transpose(1, 2))
+        bound = score_bound(self.qk_gain, head_dim=self.head_dim)
+        kernel = None if kernel == "native" else kernel
+        y_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, num_past=num_past, score_bound=bound, kernel=kernel)
         return self.c_proj(y_BHTK.transpose(1, 2).reshape(B, T, D))
 
 
@@ -185,7 +185,7 @@ class GPT(nn.Module):
     compute_dtype: dtype of matmuls and of the hidden states.
     checkpoint_activations: keep only each block's input for the backward pass and compute the rest again there
         (Chen et al. 2016, arXiv 1604.06174): about a third more work, a fraction of the memory, the same gradients.
-    attention_kernel: one kernel, for tests and measurements; None leaves it to `choose_kernel` in attention.py.
+    attention_kernel: one kernel; None leaves it to `choose_kernel` in attention.py. Behind a cache ``native`` is None.
     """
 
     rope_cos: torch.Tensor

@@ -61,7 +61,12 @@ def assemble(
     else:
         model = build_gpt(plan.model, device=runtime.device, compute_dtype=runtime.compute_dtype, seed=seed)
     model.checkpoint_activations = checkpoint_activations
-    _, why = choose_kernel(device_type=runtime.device.type, compute_dtype=runtime.compute_dtype, seq_len=plan.seq_len)
+    kernel, why = choose_kernel(
+        device_type=runtime.device.type, compute_dtype=runtime.compute_dtype, seq_len=plan.seq_len
+    )
+    if kernel == "native":
+        # Code that is compiled cannot look for it.
+        model.attention_kernel = kernel
     notes = [why]
     if fp8:
         notes.append(use_fp8(model).note())

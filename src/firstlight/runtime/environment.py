@@ -87,8 +87,8 @@ def cxx_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
-def native_step_wanted() -> bool:
-    """Whether decoding may use code that is compiled on this machine: FIRSTLIGHT_NATIVE=0 says no."""
+def native_code_wanted() -> bool:
+    """Whether training and decoding may use code that is compiled on this machine: FIRSTLIGHT_NATIVE=0 says no."""
     return os.environ.get("FIRSTLIGHT_NATIVE", "1") != "0"
 
 

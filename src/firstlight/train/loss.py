@@ -21,6 +21,7 @@ import torch
 
 from firstlight.data.batch import IGNORE
 from firstlight.errors import DataError
+from firstlight.train.native.loss import native_loss, native_loss_and_grad_, why_not_native_loss
 
 # Bytes of one chunk's logits, if they were float32. More rows mean fewer passes over dW, fewer rows less memory.
 CHUNK_BYTES = 32 * 2**20
@@ -59,7 +60,7 @@ def summed_cross_entropy(
     weigh targets unequally. A target of IGNORE has loss 0 and gradient 0; if all are ignored the sum is 0.
 
     softcap: logits are capped to (-softcap, softcap); 0 is off. chunk_rows: see `default_chunk_rows`.
-    compiled: run the kernel between the products through torch.compile (needs a C++ compiler on a CPU).
+    compiled: where the kernel between the products is not native (`choose_loss_kernel`), run it through torch.compile.
 
     Raises DataError for a target outside the vocabulary (on a CPU; a GPU stops with a device assertion).
     """
@@ -71,11 +72,10 @@ def summed_cross_entropy(
         weights_N = torch.where(targets_N != IGNORE, weights_BT.flatten().float(), 0.0)
     needs_grad = torch.is_grad_enabled() and (x_BTD.requires_grad or head_weight_VD.requires_grad)
     rows = chunk_rows or default_chunk_rows(head_weight_VD.size(0))
+    kernel = choose_loss_kernel(x_ND.device.type, compute_dtype, with_gradient=needs_grad, compiled=compiled)
     if not needs_grad:
-        kernel = compiled_loss_kernel() if compiled else loss_kernel
         losses_N = _losses(x_ND, head_weight_VD, targets_N, weights_N, softcap, compute_dtype, rows, kernel)
         return losses_N.sum()
-    kernel = compiled_loss_and_grad_kernel_() if compiled else loss_and_grad_kernel_
     loss = _SummedCrossEntropy.apply(x_ND, head_weight_VD, targets_N, weights_N, softcap, compute_dtype, rows, kernel)
     assert isinstance(loss, torch.Tensor)
     return loss
@@ -106,7 +106,7 @@ def token_losses(
         softcap,
         compute_dtype,
         chunk_rows or default_chunk_rows(head_weight_VD.size(0)),
-        compiled_loss_kernel() if compiled else loss_kernel,
+        choose_loss_kernel(x_BTD.device.type, compute_dtype, with_gradient=False, compiled=compiled),
     )
     return losses_N.view(targets_BT.shape)
 
@@ -175,6 +175,15 @@ def loss_and_grad_kernel_(
     return (logsumexp_R - c_target_R1.squeeze(1)) * weights_R
 
 
+def choose_loss_kernel(device_type: str, dtype: torch.dtype, *, with_gradient: bool, compiled: bool) -> Kernel:
+    """What is run between the products of logits in ``dtype``: native code where there is such, else torch's operations."""
+    if why_not_native_loss(device_type=device_type, dtype=dtype) is None:
+        return native_loss_and_grad_ if with_gradient else native_loss
+    if compiled:
+        return compiled_loss_and_grad_kernel_() if with_gradient else compiled_loss_kernel()
+    return loss_and_grad_kernel_ if with_gradient else loss_kernel
+
+
 @lru_cache(maxsize=1)
 def compiled_loss_kernel() -> Kernel:
     """`loss_kernel` through torch.compile, made at the first call."""
@@ -228,8 +237,8 @@ def _add_product_(dweight_VD: torch.Tensor, dz_RV: torch.Tensor, h_RD: torch.Ten
 def _sliced(
     kernel: Kernel, z_RV: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor, softcap: float
 ) -> torch.Tensor:
-    """Losses of a chunk, (R,) float32: the kernel over slices of rows on a CPU, over all rows elsewhere."""
-    if z_RV.device.type != "cpu":
+    """Losses of a chunk, (R,) float32: torch's operations over slices of rows on a CPU, over all rows elsewhere."""
+    if z_RV.device.type != "cpu" or kernel in (native_loss, native_loss_and_grad_):
         return kernel(z_RV, targets_R, weights_R, softcap)
     step = max(1, SLICE_BYTES_PER_THREAD * torch.get_num_threads() // (4 * z_RV.size(1)))
     return torch.cat([kernel(z_RV[s], targets_R[s], weights_R[s], softcap) for s in _chunks(len(z_RV), step)])

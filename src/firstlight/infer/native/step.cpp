@@ -23,98 +23,17 @@
 #include <cstdint>
 #include <cstring>
 
+#include "vectors.h"
+
 namespace {
 
-constexpr int LANES = 16, PANEL = 2 * LANES;
+constexpr int PANEL = 2 * LANES;
 // Rows that one walk over a panel serves: as many sums as there are registers for.
 #ifdef __AVX512F__
 constexpr int MAX_ROWS = 12;
 #else
 constexpr int MAX_ROWS = 4;
 #endif
-
-typedef float Vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
-typedef uint32_t BitVec __attribute__((vector_size(4 * LANES)));
-typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
-
-struct Bf16 {
-  uint16_t bits;
-};
-
-inline Vec load(const float* at) {
-  Vec x;
-  std::memcpy(&x, at, sizeof x);
-  return x;
-}
-
-inline Vec load(const Bf16* at) {
-  HalfVec half;
-  std::memcpy(&half, at, sizeof half);
-  return (Vec)(__builtin_convertvector(half, BitVec) << 16);
-}
-
-inline void store(float* at, Vec x) { std::memcpy(at, &x, sizeof x); }
-
-inline float one(const float* at) { return *at; }
-
-inline float one(const Bf16* at) {
-  const uint32_t bits = (uint32_t)at->bits << 16;
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-inline void keep(float* at, float x) { *at = x; }
-
-// Rounds to nearest, ties to even, as torch does.
-inline void keep(Bf16* at, float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof x);
-  at->bits = x != x ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-
-// e^x for x <= 88; below -87 about 1e-38; NaN stays NaN. Cephes' expf (S. Moshier): 2 ulp.
-inline Vec exp_of(Vec x) {
-  const Vec low = Vec{} - 87.0f;
-  x = x < low ? low : x;
-  const Vec shift = Vec{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-  const Vec shifted = x * 1.44269504088896341f + shift;
-  const Vec whole = shifted - shift;
-  const Vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-  Vec y = Vec{} + 1.9875691500e-4f;
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) y = y * r + c;
-  y = y * r * r + r + 1.0f;
-  return y * (Vec)((__builtin_convertvector(whole, IntVec) + 127) << 23);
-}
-
-inline float sum_of(Vec x) {
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += x[i];
-  return total;
-}
-
-template <class T>
-inline float dot(const float* a, const T* b, int n) {
-  Vec sum0 = {}, sum1 = {};
-  int i = 0;
-  for (; i + PANEL <= n; i += PANEL) {
-    sum0 += load(a + i) * load(b + i);
-    sum1 += load(a + i + LANES) * load(b + i + LANES);
-  }
-  for (; i + LANES <= n; i += LANES) sum0 += load(a + i) * load(b + i);
-  float total = sum_of(sum0 + sum1);
-  for (; i < n; i++) total += a[i] * one(b + i);
-  return total;
-}
-
-// y += a * x
-template <class T>
-inline void add_scaled(float* y, float a, const T* x, int n) {
-  int i = 0;
-  for (; i + LANES <= n; i += LANES) store(y + i, load(y + i) + a * load(x + i));
-  for (; i < n; i++) y[i] += a * one(x + i);
-}
 
 // The products of ROWS rows with one panel: the whole of what is done often.
 template <int ROWS, class T>

@@ -9,12 +9,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Sequence
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
 
 import torch
 
 from firstlight.infer.fast import DecodeWeights, LayerWeights, prepare
-from firstlight.infer.native.library import Unavailable, load_library
 from firstlight.model.gpt import GPT
+from firstlight.runtime.native.library import Unavailable, load_library
+
+SOURCE = Path(__file__).with_name("step.cpp")
 
 PANEL = 32
 """Columns of a panel, as in step.cpp."""
@@ -63,7 +66,7 @@ def why_not_native(*, device_type: str, dtype: torch.dtype) -> str | None:
         return f"the native step is for CPUs, not {device_type}"
     if dtype not in DTYPES:
         return f"the native step knows float32 and bfloat16, not {dtype}"
-    found = load_library()
+    found = load_library(SOURCE)
     return found.reason if isinstance(found, Unavailable) else None
 
 
@@ -84,7 +87,7 @@ class NativeStep:
     """
 
     def __init__(self, weights: DecodeWeights) -> None:
-        library = load_library()
+        library = load_library(SOURCE)
         assert not isinstance(library, Unavailable)
         self.dtype = weights.head_DV.dtype
         assert self.dtype in DTYPES

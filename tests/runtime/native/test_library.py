@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from firstlight.infer.native import library
-from firstlight.infer.native.library import Unavailable, load_library
+from firstlight.infer.native.step import SOURCE
 from firstlight.runtime import environment
+from firstlight.runtime.native import library
+from firstlight.runtime.native.library import Unavailable, load_library
 
 
 @pytest.fixture
 def real() -> ctypes.CDLL:
-    found = load_library()
+    found = load_library(SOURCE)
     if isinstance(found, Unavailable):
         pytest.skip(f"no native step: {found.reason}")
     return found
@@ -54,7 +55,7 @@ def num_links(compiler: Path) -> int:
 
 def test_it_is_made_once(compiler: Path, tmp_path: Path) -> None:
     for _ in range(3):
-        library._load(str(compiler), "1.0", tmp_path / "cache")
+        library._load(SOURCE, str(compiler), "1.0", tmp_path / "cache")
     assert num_links(compiler) == 1
     (made,) = (tmp_path / "cache").iterdir()
     assert made.stat().st_mode & 0o777 == 0o700
@@ -65,13 +66,12 @@ def test_another_processor_or_source_gets_its_own(
     compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "cache"
-    library._load(str(compiler), "1.0", folder)
+    library._load(SOURCE, str(compiler), "1.0", folder)
     monkeypatch.setattr(environment, "cpu_features", lambda: "flags: none")
-    library._load(str(compiler), "1.0", folder)
+    library._load(SOURCE, str(compiler), "1.0", folder)
     source = tmp_path / "step.cpp"
     source.write_text("// another")
-    monkeypatch.setattr(library, "SOURCE", source)
-    library._load(str(compiler), "1.0", folder)
+    library._load(source, str(compiler), "1.0", folder)
     assert num_links(compiler) == len(list(folder.iterdir())) == 3
 
 
@@ -79,7 +79,7 @@ def made_and_spoiled(compiler: Path, folder: Path, monkeypatch: pytest.MonkeyPat
     """The library's file, made but never loaded, with something else in it."""
     with monkeypatch.context() as patch:
         patch.setattr(library, "_loaded", lambda path: path)
-        path = library._load(str(compiler), "1.0", folder)
+        path = library._load(SOURCE, str(compiler), "1.0", folder)
     assert isinstance(path, Path)
     path.write_bytes(b"not what was made")
     path.chmod(0o700)
@@ -93,7 +93,7 @@ def test_what_others_may_change_is_not_loaded(
     folder = tmp_path / "cache"
     made = made_and_spoiled(compiler, folder, monkeypatch)
     (made if what == "file" else folder).chmod(0o777)
-    found = library._load(str(compiler), "1.0", folder)
+    found = library._load(SOURCE, str(compiler), "1.0", folder)
     assert num_links(compiler) == 2
     assert hasattr(found, "step_float32")
     if what == "folder":
@@ -105,7 +105,7 @@ def test_what_others_may_change_is_not_loaded(
 
 def test_a_damaged_one_is_made_anew(compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_and_spoiled(compiler, tmp_path / "cache", monkeypatch)
-    assert hasattr(library._load(str(compiler), "1.0", tmp_path / "cache"), "step_float32")
+    assert hasattr(library._load(SOURCE, str(compiler), "1.0", tmp_path / "cache"), "step_float32")
     assert num_links(compiler) == 2
 
 
@@ -127,29 +127,29 @@ def test_a_compiler_that_fails_is_a_reason(
     monkeypatch.setattr(library, "COMPILE_LIMIT_S", 2.0)
     monkeypatch.setattr(environment, "cxx_compiler", lambda: str(broken))
     monkeypatch.setattr(environment, "own_cache_dir", lambda: tmp_path / "cache")
-    found = load_library.__wrapped__()
+    found = load_library.__wrapped__(SOURCE)
     assert isinstance(found, Unavailable)
     assert reason in found.reason
 
 
 def test_other_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "cxx_compiler", lambda: None)
-    assert load_library.__wrapped__() == Unavailable("no C++ compiler was found (install g++)")
+    assert load_library.__wrapped__(SOURCE) == Unavailable("no C++ compiler was found (install g++)")
     clang = tmp_path / "clang++"
     clang.write_text("#!/bin/sh\necho Debian clang version 14.0.6\n")
     clang.chmod(0o755)
     monkeypatch.setattr(environment, "cxx_compiler", lambda: str(clang))
-    assert "g++ is needed" in str(load_library.__wrapped__())
+    assert "g++ is needed" in str(load_library.__wrapped__(SOURCE))
     with monkeypatch.context() as patch:
         patch.setattr(library.platform, "system", lambda: "Windows")
-        assert load_library.__wrapped__() == Unavailable("the native step is made on Linux, not on Windows")
+        assert load_library.__wrapped__(SOURCE) == Unavailable("native code is made on Linux, not on Windows")
     monkeypatch.setenv("FIRSTLIGHT_NATIVE", "0")
-    assert load_library.__wrapped__() == Unavailable("FIRSTLIGHT_NATIVE is 0")
+    assert load_library.__wrapped__(SOURCE) == Unavailable("FIRSTLIGHT_NATIVE is 0")
 
 
 def test_without_a_place_to_keep_it_it_is_made_for_the_process_alone(compiler: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    found = library._load(str(compiler), "1.0", tmp_path / "file" / "native")
+    found = library._load(SOURCE, str(compiler), "1.0", tmp_path / "file" / "native")
     assert hasattr(found, "step_float32")
     assert not Path(found._name).exists()
 

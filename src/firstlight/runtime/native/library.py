@@ -1,7 +1,7 @@
-"""The compiled decode step: made from `step.cpp` by the machine's own compiler the first time, and kept in the cache.
+"""Native code: made from a C++ file by the machine's own compiler the first time, and kept in the cache.
 
-It is optional. Where there is no compiler, or the result does not load, decoding goes on with torch's operations, several
-times slower, and `Unavailable` says why.
+It is optional. Where there is no compiler, or the result does not load, torch's operations do the same, slower, and
+`Unavailable` says why.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from pathlib import Path
 
 from firstlight.runtime import environment
 
-SOURCE = Path(__file__).with_name("step.cpp")
+HEADERS = Path(__file__).parent
+"""Folder of what the sources share."""
+
 COMPILE_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
 class Unavailable:
-    """Why there is no compiled step."""
+    """Why there is no native code."""
 
     reason: str
 
 
 @functools.cache
-def load_library() -> ctypes.CDLL | Unavailable:
-    """The compiled step, which takes a few seconds the first time on a machine. Several processes may do it at once."""
-    if not environment.native_step_wanted():
+def load_library(source: Path) -> ctypes.CDLL | Unavailable:
+    """What ``source`` compiles to, which takes a few seconds the first time on a machine. Several processes may do it at once."""
+    if not environment.native_code_wanted():
         return Unavailable("FIRSTLIGHT_NATIVE is 0")
     if platform.system() != "Linux":
-        return Unavailable(f"the native step is made on Linux, not on {platform.system()}")
+        return Unavailable(f"native code is made on Linux, not on {platform.system()}")
     compiler = environment.cxx_compiler()
     if compiler is None:
         return Unavailable("no C++ compiler was found (install g++)")
@@ -44,26 +46,26 @@ def load_library() -> ctypes.CDLL | Unavailable:
         version = _run([compiler, "--version"])
         if "clang" in version:
             return Unavailable(f"{compiler} is clang, whose OpenMP is not the one that torch brings: g++ is needed")
-        return _load(compiler, version, environment.own_cache_dir() / "native")
+        return _load(source, compiler, version, environment.own_cache_dir() / "native")
     except subprocess.TimeoutExpired:
         return Unavailable(f"{compiler} took longer than {COMPILE_LIMIT_S:.0f} s")
     except subprocess.CalledProcessError as error:
         words = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.split("\n")
         return Unavailable(f"{compiler} cannot build it: {words[0].strip() or error}")
     except (OSError, RuntimeError) as error:  # RuntimeError: no home
-        return Unavailable(f"the compiled step cannot be kept or loaded: {error}")
+        return Unavailable(f"what it makes cannot be kept or loaded: {error}")
 
 
-def _load(compiler: str, version: str, folder: Path) -> ctypes.CDLL:
+def _load(source: Path, compiler: str, version: str, folder: Path) -> ctypes.CDLL:
     """Load what is kept in ``folder`` for this source, compiler and processor, or make it first."""
     flags = _flags()
-    words = [SOURCE.read_text(encoding="utf-8"), compiler, version, *flags]
-    words.append(environment.cpu_features())
-    name = f"step-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
+    texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(HEADERS.glob("*.h")))]
+    words = [*texts, compiler, version, *flags, environment.cpu_features()]
+    name = f"{source.stem}-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
     if not _can_keep(folder):
         # For this process alone: once it is loaded it needs no name.
         with tempfile.TemporaryDirectory(prefix="firstlight-native-") as private:
-            return _loaded(_made(Path(private) / name, compiler, flags))
+            return _loaded(_made(source, Path(private) / name, compiler, flags))
     path = folder / name
     if _is_ours(path):
         try:
@@ -71,7 +73,7 @@ def _load(compiler: str, version: str, folder: Path) -> ctypes.CDLL:
         except OSError:
             # Damaged, perhaps: made once more, and if that does not load either, it cannot be here.
             path.unlink()
-    return _loaded(_made(path, compiler, flags))
+    return _loaded(_made(source, path, compiler, flags))
 
 
 def _loaded(path: Path) -> ctypes.CDLL:
@@ -85,12 +87,12 @@ def _flags() -> list[str]:
     return ["-std=c++17", "-O3", arch, "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-fopenmp"]
 
 
-def _made(path: Path, compiler: str, flags: list[str]) -> Path:
+def _made(source: Path, path: Path, compiler: str, flags: list[str]) -> Path:
     """Compile, and put the whole result in place."""
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
-        compiled, library = Path(work) / "step.o", Path(work) / path.name
+        compiled, library = Path(work) / "code.o", Path(work) / path.name
         # Compiled and linked apart: linking with -fopenmp would bring a second OpenMP, whose threads fight torch's.
-        _run([compiler, *flags, "-c", str(SOURCE), "-o", str(compiled)])
+        _run([compiler, *flags, f"-I{HEADERS}", "-c", str(source), "-o", str(compiled)])
         _run([compiler, "-shared", str(compiled), "-o", str(library)])
         library.chmod(0o700)
         os.replace(library, path)

@@ -1,0 +1,168 @@
+"""Self-attention of whole rows in native code, from projections to mixed values: `attend_natively`.
+
+Norm, rotation, scores, softmax and their gradients in one walk over blocks that stay in a core's cache
+(`attention.cpp`). The oracle is `firstlight.model.rope.normed_and_turned` followed by
+`firstlight.model.attention.attend`.
+
+Shapes: B rows, T tokens, H query heads, G key/value heads, K head size, J = K/2.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int32, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from firstlight.model.precision import NORM_EPS
+from firstlight.runtime.native.blas import find_sgemm
+from firstlight.runtime.native.library import Unavailable, load_library
+
+SOURCE = Path(__file__).with_name("attention.cpp")
+
+BLOCK_ROWS = 64
+"""Query tokens in a block, as in attention.cpp."""
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("q", "k", "v", "cosine", "sine")),
+        *((name, c_int32) for name in ("B", "T", "H", "G", "K")),
+        *((name, c_float) for name in ("gain", "eps")),
+        ("sgemm", c_void_p),
+        ("num_threads", c_int32),
+    )
+
+
+def why_not_native_attention() -> str | None:
+    """Why there is no native attention on this machine; None where there is. May compile, once on a machine."""
+    found = load_library(SOURCE)
+    if isinstance(found, Unavailable):
+        return found.reason
+    return "torch's library shows no sgemm_" if find_sgemm() is None else None
+
+
+def attend_natively(
+    q_BTHK: torch.Tensor,
+    k_BTGK: torch.Tensor,
+    v_BTGK: torch.Tensor,
+    cos_TJ: torch.Tensor,
+    sin_TJ: torch.Tensor,
+    *,
+    gain: float,
+) -> torch.Tensor:
+    """Each token's softmax-weighted mean of the values at its own and earlier places, (B,T,H,K), differentiable.
+
+    All float32 on a CPU. q and k as the projections give them: they are divided by their root mean square, turned, and
+    multiplied by ``gain``.
+    """
+    y_BTHK, _ = torch.ops.firstlight.attention(q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ, gain)
+    return y_BTHK
+
+
+@torch.library.custom_op(
+    "firstlight::attention",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor cosine, Tensor sine, float gain) -> (Tensor, Tensor)",
+)
+def _forward(
+    q_BTHK: torch.Tensor,
+    k_BTGK: torch.Tensor,
+    v_BTGK: torch.Tensor,
+    cos_TJ: torch.Tensor,
+    sin_TJ: torch.Tensor,
+    gain: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    B, T, H, _ = q_BTHK.shape
+    tensors = [x.contiguous() for x in (q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ)]
+    y_BTHK = torch.empty_like(tensors[0])
+    log_sums_BHT = q_BTHK.new_empty(B, H, T)
+    arguments = _arguments(tensors, gain)
+    _library().attention_forward(ctypes.byref(arguments), _pointer(y_BTHK), _pointer(log_sums_BHT))
+    return y_BTHK, log_sums_BHT
+
+
+@torch.library.custom_op(
+    "firstlight::attention_backward",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor cosine, Tensor sine, float gain, Tensor y, Tensor log_sums, Tensor dy)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+def _backward(
+    q_BTHK: torch.Tensor,
+    k_BTGK: torch.Tensor,
+    v_BTGK: torch.Tensor,
+    cos_TJ: torch.Tensor,
+    sin_TJ: torch.Tensor,
+    gain: float,
+    y_BTHK: torch.Tensor,
+    log_sums_BHT: torch.Tensor,
+    dy_BTHK: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    tensors = [x.contiguous() for x in (q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ)]
+    given = [x.contiguous() for x in (y_BTHK, log_sums_BHT, dy_BTHK)]
+    dq_BTHK, dk_BTGK, dv_BTGK = (torch.empty_like(x) for x in tensors[:3])
+    arguments = _arguments(tensors, gain)
+    _library().attention_backward(
+        ctypes.byref(arguments), *map(_pointer, given), *map(_pointer, (dq_BTHK, dk_BTGK, dv_BTGK))
+    )
+    return dq_BTHK, dk_BTGK, dv_BTGK
+
+
+@_forward.register_fake
+def _(q, k, v, cosine, sine, gain):
+    B, T, H, _ = q.shape
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(B, H, T)
+
+
+@_backward.register_fake
+def _(q, k, v, cosine, sine, gain, y, log_sums, dy):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    *tensors, ctx.gain = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, dy_BTHK: torch.Tensor | None, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    if dy_BTHK is None:
+        return (None,) * 6
+    q, k, v, cosine, sine, y, log_sums = ctx.saved_tensors
+    return (
+        *torch.ops.firstlight.attention_backward(q, k, v, cosine, sine, ctx.gain, y, log_sums, dy_BTHK),
+        None,
+        None,
+        None,
+    )
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)
+
+
+def _arguments(tensors: list[torch.Tensor], gain: float) -> _Attention:
+    """tensors: q, k, v, cosine, sine, contiguous; the structure holds their addresses only."""
+    q_BTHK, k_BTGK, _, cos_TJ, _ = tensors
+    B, T, H, K = q_BTHK.shape
+    G = k_BTGK.shape[2]
+    assert all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+    assert k_BTGK.shape == tensors[2].shape == (B, T, G, K), "keys and values are the tokens' own"
+    assert H % G == 0
+    assert cos_TJ.shape == tensors[4].shape == (T, K // 2)
+    assert K % 2 == 0
+    addresses = [x.data_ptr() for x in tensors]
+    return _Attention(*addresses, B, T, H, G, K, gain, NORM_EPS, find_sgemm(), torch.get_num_threads())
+
+
+def _library() -> ctypes.CDLL:
+    found = load_library(SOURCE)
+    assert not isinstance(found, Unavailable)
+    return found
+
+
+def _pointer(x: torch.Tensor) -> c_void_p:
+    return c_void_p(x.data_ptr())
