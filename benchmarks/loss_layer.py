@@ -7,8 +7,9 @@ Variants, forward and backward of the summed loss of N tokens:
     products        z = h W^T, dh = dz W, dW = dz^T h at the size of a chunk, N / R times: the floor
     whole           logits of all N tokens, cap and cross-entropy in float32, autograd (the usual expression)
     whole+compile   the same through torch.compile
-    chunked         ours, eager kernel
-    chunked+compile ours, compiled kernel
+    chunked         ours, its kernel of torch's operations
+    chunked+compile the same through torch.compile
+    chunked+native  ours as it trains on a CPU: its kernel in native code
 
 Each case runs in a process of its own; its variants take turns, and the best round counts. `cpu_s` is the processor time
 of the best round: on a machine with neighbours it is steadier than the wall. Memory is the growth of the process's peak
@@ -28,10 +29,11 @@ import results
 import torch
 
 from firstlight.train.loss import default_chunk_rows, summed_cross_entropy
+from firstlight.train.native.loss import why_not_native_loss
 
 SOFTCAP = 15.0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-VARIANTS = ("products", "whole", "whole+compile", "chunked", "chunked+compile")
+VARIANTS = ("products", "whole", "whole+compile", "chunked", "chunked+compile", "chunked+native")
 
 
 def whole_logits(x_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, dtype: torch.dtype):
@@ -68,10 +70,11 @@ def make_variant(name: str, *, tokens: int, width: int, vocab: int, dtype: torch
 
     def run() -> None:
         x.grad = weight.grad = None
-        compiled = name.endswith("compile")
+        compiled, native = name.endswith("compile"), name.endswith("native")
         summed_cross_entropy(
-            x[None], weight, targets[None], softcap=SOFTCAP, compute_dtype=dtype, chunk_rows=rows, compiled=compiled
-        ).backward()
+            x[None], weight, targets[None], softcap=SOFTCAP, compute_dtype=dtype, chunk_rows=rows, compiled=compiled,
+            native=native,
+        ).backward()  # fmt: skip
 
     return run
 
@@ -144,6 +147,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result to this file instead of results/")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    for dtype in args.dtype:
+        if (reason := why_not_native_loss(device_type=args.device, dtype=DTYPES[dtype])) is not None:
+            print(f"chunked+native is torch's operations in {dtype}: {reason}", file=sys.stderr)
     torch.set_num_threads(args.threads)
 
     if args.only:

@@ -24,7 +24,7 @@ class Finding:
 def doctor(*, threads: int | None = None, json: bool = False) -> None:
     """Say what this machine can do, and what will be slow and why.
 
-    Measures for about a second; the first time on a machine it compiles the native step, a few seconds more. Looks for the
+    Measures for about a second; the first time on a machine it compiles the native code, a few seconds more. Looks for the
     device, the speed of its dtypes, the compiler, threads, memory, disk, versions.
 
     For example:
@@ -55,7 +55,7 @@ def doctor(*, threads: int | None = None, json: bool = False) -> None:
         "dtype": facts["dtype_note"],
         "memory": _of(facts["memory_free_bytes"], facts["memory_bytes"], format_bytes),
         "compiler": facts["compiler"] or "none",
-        "decoding": facts["native_step_problem"] or "native step",
+        "native": facts["native_problem"] or "decoding, attention and loss in native code",
         "runs": f"{facts['runs_dir']} ({_size(facts['runs_free_bytes'], format_bytes)} free)",
         "cache": f"{facts['cache_dir']} ({_size(facts['cache_free_bytes'], format_bytes)} free)",
         "driver": facts["driver"] or "no NVIDIA driver",
@@ -70,11 +70,22 @@ def doctor(*, threads: int | None = None, json: bool = False) -> None:
         console.say(f"{finding.level}: {finding.what}\n    {finding.do}")
 
 
+def _native_problem(device_type: str) -> str | None:
+    """Why some of the native code is not to be had; None where all is well. May compile, once on a machine."""
+    import torch
+
+    from firstlight.infer.native.step import why_not_native
+    from firstlight.model.native.attention import why_not_native_attention
+    from firstlight.train.native.loss import why_not_native_loss
+
+    sizes = {"device_type": device_type, "dtype": torch.float32}
+    return why_not_native(**sizes) or why_not_native_loss(**sizes) or why_not_native_attention()
+
+
 def gather(*, threads: int | None = None) -> dict[str, Any]:
     """Everything that is looked at, as plain values (sizes in bytes, rates in FLOP/s). Takes about a second."""
     import torch
 
-    from firstlight.infer.native.step import why_not_native
     from firstlight.runtime import environment, hardware, precision
     from firstlight.runtime.context import choose_device
 
@@ -109,7 +120,7 @@ def gather(*, threads: int | None = None) -> dict[str, Any]:
         "memory_free_bytes": _memory_free_bytes(),
         "compiler": compiler,
         "compiler_problem": _compiler_problem(compiler) if compiler else None,
-        "native_step_problem": why_not_native(device_type=device.type, dtype=torch.float32),
+        "native_problem": _native_problem(device.type),
         "runs_dir": str(runs_dir),
         "runs_free_bytes": _disk_free_bytes(runs_dir),
         "runs_writable": _is_writable(runs_dir),
@@ -185,11 +196,11 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
             f"the compiler {facts['compiler']} does not work: {facts['compiler_problem']}",
             "install its standard library and OpenMP (apt install g++ libgomp1; brew install libomp), or run with --compile off",
         )
-    elif on_cpu and facts["native_step_problem"]:
+    elif on_cpu and facts["native_problem"]:
         add(
             "slow",
-            f"text is written by torch's operations, several times slower: {facts['native_step_problem']}",
-            "see docs/decoding.md; training is not touched by it",
+            f"text is written several times and trained on a tenth slower, by torch's operations: {facts['native_problem']}",
+            "see docs/decoding.md",
         )
     rates = facts["matmul_flops_per_s"]
     if on_cpu and "bf16" in rates and rates["bf16"] < 1.3 * rates["fp32"]:

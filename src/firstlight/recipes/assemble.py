@@ -19,6 +19,7 @@ from firstlight.optim.muonadamw import MuonAdamW
 from firstlight.runtime.console import format_duration
 from firstlight.runtime.context import Runtime
 from firstlight.train.loss import summed_cross_entropy, token_losses
+from firstlight.train.native.loss import why_not_native_loss
 from firstlight.train.plan import Plan
 from firstlight.train.scaler import LossScaler
 
@@ -68,6 +69,11 @@ def assemble(
         # Code that is compiled cannot look for it.
         model.attention_kernel = kernel
     notes = [why]
+    without = why_not_native_loss(device_type=runtime.device.type, dtype=runtime.compute_dtype)
+    if runtime.device.type == "cpu" and without is not None:
+        notes.append(
+            f"the loss is computed by torch's operations, slower than native code, which is not to be had: {without}"
+        )
     if fp8:
         notes.append(use_fp8(model).note())
     groups = make_groups(

@@ -27,13 +27,15 @@ OPTIMIZER = "firstlight optimizer"
 LOSS = "_SummedCrossEntropy"
 """The loss layer's autograd function (train/loss.py), under whose name torch notes its time."""
 
-MATRICES, ATTENTION, LOSS_KERNEL = "matrix products", "attention products", "loss, without its products"
+MATRICES, ATTENTION, LOSS_KERNEL = "matrix products", "attention", "loss, without its products"
 COMPILED, OPTIMIZER_KIND, COPIES = "other compiled code", "optimizer, with its products", "copies and casts"
 OTHER, BETWEEN = "other operators", "Python and waiting"
 KINDS = (MATRICES, ATTENTION, LOSS_KERNEL, COMPILED, OPTIMIZER_KIND, COPIES, OTHER, BETWEEN)
 
 _MATRICES = ("aten::mm", "aten::addmm", "aten::linear", "aten::_scaled_mm", "mkldnn::_linear", "mkl::_mkl_linear")
+# The native kernel with norm and rotation; of torch's kernels what is not fused into other compiled code.
 _ATTENTION = (
+    "firstlight::attention",
     "aten::bmm",
     "aten::baddbmm",
     "aten::_scaled_dot_product",

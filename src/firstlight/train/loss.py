@@ -24,7 +24,7 @@ from firstlight.errors import DataError
 from firstlight.train.native.loss import native_loss, native_loss_and_grad_, why_not_native_loss
 
 # Bytes of one chunk's logits, if they were float32. More rows mean fewer passes over dW, fewer rows less memory.
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 24 * 2**20
 MIN_CHUNK_ROWS = 128
 # On a CPU the kernel between the products works on slices whose float32 temporaries stay in the cores' own caches: whole
 # chunks cost twice as much (1.5 against 3.4 ns an element, 128 rows of 32,768 ids, one Zen 5 core).
@@ -53,6 +53,7 @@ def summed_cross_entropy(
     compute_dtype: torch.dtype,
     chunk_rows: int | None = None,
     compiled: bool = False,
+    native: bool = True,
 ) -> torch.Tensor:
     """Sum over the batch of weight times cross-entropy in nats: 0-d float32, differentiable in ``x`` and head weight.
 
@@ -60,7 +61,8 @@ def summed_cross_entropy(
     weigh targets unequally. A target of IGNORE has loss 0 and gradient 0; if all are ignored the sum is 0.
 
     softcap: logits are capped to (-softcap, softcap); 0 is off. chunk_rows: see `default_chunk_rows`.
-    compiled: where the kernel between the products is not native (`choose_loss_kernel`), run it through torch.compile.
+    native: take native code between the products where there is such (`choose_loss_kernel`).
+    compiled: where it is torch's operations, run them through torch.compile.
 
     Raises DataError for a target outside the vocabulary (on a CPU; a GPU stops with a device assertion).
     """
@@ -72,7 +74,9 @@ def summed_cross_entropy(
         weights_N = torch.where(targets_N != IGNORE, weights_BT.flatten().float(), 0.0)
     needs_grad = torch.is_grad_enabled() and (x_BTD.requires_grad or head_weight_VD.requires_grad)
     rows = chunk_rows or default_chunk_rows(head_weight_VD.size(0))
-    kernel = choose_loss_kernel(x_ND.device.type, compute_dtype, with_gradient=needs_grad, compiled=compiled)
+    kernel = choose_loss_kernel(
+        x_ND.device.type, compute_dtype, with_gradient=needs_grad, compiled=compiled, native=native
+    )
     if not needs_grad:
         losses_N = _losses(x_ND, head_weight_VD, targets_N, weights_N, softcap, compute_dtype, rows, kernel)
         return losses_N.sum()
@@ -175,9 +179,11 @@ def loss_and_grad_kernel_(
     return (logsumexp_R - c_target_R1.squeeze(1)) * weights_R
 
 
-def choose_loss_kernel(device_type: str, dtype: torch.dtype, *, with_gradient: bool, compiled: bool) -> Kernel:
+def choose_loss_kernel(
+    device_type: str, dtype: torch.dtype, *, with_gradient: bool, compiled: bool, native: bool = True
+) -> Kernel:
     """What is run between the products of logits in ``dtype``: native code where there is such, else torch's operations."""
-    if why_not_native_loss(device_type=device_type, dtype=dtype) is None:
+    if native and why_not_native_loss(device_type=device_type, dtype=dtype) is None:
         return native_loss_and_grad_ if with_gradient else native_loss
     if compiled:
         return compiled_loss_and_grad_kernel_() if with_gradient else compiled_loss_kernel()

@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from firstlight.model import gpt
+from firstlight.model import attention
 from firstlight.model.init import build_gpt
 from firstlight.recipes.explain.facts import Stage
 from firstlight.recipes.explain.walk import attention_map, describe_head, score_of, stats_of, walk_text
@@ -107,15 +107,18 @@ def test_every_tensor_between_the_modules_is_what_numpy_makes_of_them(case) -> N
 
 def test_the_maps_are_those_of_the_queries_and_keys_that_the_kernel_was_given(case, monkeypatch) -> None:
     given: list[tuple[torch.Tensor, ...]] = []
-    real = gpt.attend
+    real = attention.attend
 
     def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
         y = real(q, k, v, **options)
         given.append((q, k, v, y))
         return y
 
-    monkeypatch.setattr(gpt, "attend", spy)
+    # The walk is of the kernel that the model takes, what is compared of one that takes turned heads.
+    monkeypatch.setattr(attention, "attend", spy)
+    monkeypatch.setattr(case.model, "attention_kernel", "sdpa")
     case.model(case.inputs_BT)
+    assert len(given) == case.config.n_layer
     stages, T = stages_of(case), len(case.ids)
     for layer, (q, k, v, y) in enumerate(given):
         same(stages[f"h.{layer}.q_turned"], q)
@@ -206,7 +209,9 @@ def test_bits_per_byte_and_the_listing_that_averages_wrongly_by_hand() -> None:
     assert score_of([2.0], [3]).seed_batches == 1
 
 
-def test_flops_of_the_stages_are_those_that_torch_counts(case) -> None:
+def test_flops_of_the_stages_are_those_that_torch_counts(case, monkeypatch) -> None:
+    # The one that torch can look into.
+    monkeypatch.setattr(case.model, "attention_kernel", "sdpa")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         case.model(case.inputs_BT)
     flops = {stage.key: stage.flops for stage in case.walk.stages}

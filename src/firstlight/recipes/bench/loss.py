@@ -19,6 +19,7 @@ from firstlight.recipes.bench.options import BenchOptions
 from firstlight.runtime.context import Runtime
 from firstlight.runtime.gemm_bench import Gemm
 from firstlight.train import loss as loss_layer
+from firstlight.train.native.loss import why_not_native_loss
 from firstlight.train.plan import Plan
 
 
@@ -52,7 +53,10 @@ def head_products(plan: Plan, runtime: Runtime, *, vocab_size: int) -> list[Gemm
 
 
 def bench_loss(options: BenchOptions, runtime: Runtime) -> Report:
-    """Time the loss layer, eager and compiled, in turns with its products alone, at the vocabulary and at 32,768 ids."""
+    """Time the loss layer in turns with its products alone, at the vocabulary and at 32,768 ids.
+
+    Its kernel: native where there is such code, and torch's operations, eager and compiled.
+    """
     plan = bench_plan(options)
     compiled, why = compile_choice(options, plan, runtime)
     tokens, width = plan.device_batch_size * plan.seq_len, plan.model.n_embd
@@ -68,17 +72,21 @@ def bench_loss(options: BenchOptions, runtime: Runtime) -> Report:
         x_BTD.requires_grad_()
         weight_VD.requires_grad_()
 
-        def layer(is_compiled: bool, x=x_BTD, weight=weight_VD, targets=targets_BT) -> Callable[[], None]:
+        def layer(
+            is_compiled: bool, is_native: bool = False, x=x_BTD, weight=weight_VD, targets=targets_BT
+        ) -> Callable[[], None]:
             def run() -> None:
                 x.grad = weight.grad = None
                 loss_layer.summed_cross_entropy(
                     x, weight, targets, softcap=plan.model.softcap, compute_dtype=runtime.compute_dtype,
-                    compiled=is_compiled,
+                    compiled=is_compiled, native=is_native,
                 ).backward()  # fmt: skip
 
             return run
 
         runs = {"products": products(head_products(plan, runtime, vocab_size=vocab_size), runtime.device)}
+        if why_not_native_loss(device_type=runtime.device.type, dtype=runtime.compute_dtype) is None:
+            runs["native"] = layer(False, is_native=True)
         runs["eager"] = layer(False)
         if compiled:
             runs["compiled"] = layer(True)
