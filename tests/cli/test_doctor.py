@@ -14,7 +14,7 @@ GIB = 2**30
 GOOD = {
     "device": "cpu", "gpus": [], "gpu_peak_flops_per_s": None, "num_usable_cpus": 8, "num_threads": 8,
     "matmul_flops_per_s": {"fp32": 4e11, "bf16": 8e11}, "memory_bytes": 32 * GIB, "memory_free_bytes": 20 * GIB,
-    "compiler": "/usr/bin/g++", "compiler_problem": None, "native_problem": None, "runs_dir": "runs", "runs_free_bytes": 90 * GIB, "runs_writable": True,
+    "compiler": "/usr/bin/g++", "compiler_problem": None, "native_problems": {}, "runs_dir": "runs", "runs_free_bytes": 90 * GIB, "runs_writable": True,
     "cache_dir": "/c", "cache_free_bytes": 90 * GIB, "cache_writable": True, "driver": None, "driver_cuda": None,
     "torch_cuda": None, "torch_hip": None, "versions": {"torch": "2.13.0"},
 }  # fmt: skip
@@ -34,7 +34,12 @@ def test_a_good_machine_has_nothing_in_the_way():
     [
         ({"compiler": None}, "slow", "no C++ compiler", "g++"),
         ({"compiler_problem": "omp.h: No such file"}, "slow", "omp.h", "--compile off"),
-        ({"native_problem": "FIRSTLIGHT_NATIVE is 0"}, "slow", "FIRSTLIGHT_NATIVE is 0", "docs/decoding.md"),
+        (
+            {"native_problems": {"decoding": "FIRSTLIGHT_NATIVE is 0", "loss": "FIRSTLIGHT_NATIVE is 0"}},
+            "slow",
+            "none for decoding, loss: FIRSTLIGHT_NATIVE is 0",
+            "docs/decoding.md",
+        ),
         ({"num_threads": 2}, "slow", "2 of 8 CPUs", "OMP_NUM_THREADS"),
         ({"matmul_flops_per_s": {"fp32": 4e11, "bf16": 1e11}}, "note", "no faster in bf16", "nothing to do"),
         ({"runs_free_bytes": GIB // 2}, "error", "0.5 GiB free", "FIRSTLIGHT_RUNS"),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from firstlight.errors import ConfigError
-from firstlight.recipes.assemble import assemble, choose_compile, measure_rates
+from firstlight.recipes import assemble as assembling
+from firstlight.recipes.assemble import assemble, choose_compile, choose_native, measure_rates
 from firstlight.runtime.context import Runtime
 from firstlight.train.plan import Horizon, make_plan
 
@@ -44,6 +45,28 @@ def test_what_is_asked_for_wins_and_a_resumed_run_keeps_its_choice():
     assert not decide("off", plan=plan_of("minutes", 10))[0]
     assert decide(saved=True)[0]
     assert not decide(saved=False, plan=plan_of("minutes", 10))[0]
+
+
+@pytest.mark.parametrize("missing", ["why_not_native_loss", "why_not_native_attention"])
+def test_a_resumed_run_is_told_where_native_code_has_come_or_gone(missing, monkeypatch):
+    for name in ("why_not_native_loss", "why_not_native_attention"):
+        monkeypatch.setattr(assembling, name, lambda **_: None)
+    facts = {"device_type": "cpu", "dtype": torch.float32}
+    assert choose_native(saved=None, **facts) == choose_native(saved=True, **facts) == (True, None)
+    is_native, changed = choose_native(saved=False, **facts)
+    assert is_native
+    assert "by torch's operations when the run began and are now by native code" in changed
+    monkeypatch.setattr(assembling, missing, lambda **_: "no C++ compiler was found")
+    assert choose_native(saved=None, **facts) == choose_native(saved=False, **facts) == (False, None)
+    is_native, changed = choose_native(saved=True, **facts)
+    assert not is_native
+    assert "by native code when the run began and are now by torch's operations" in changed
+
+
+def test_in_bf16_it_is_the_loss_alone(monkeypatch):
+    monkeypatch.setattr(assembling, "why_not_native_loss", lambda **_: None)
+    monkeypatch.setattr(assembling, "why_not_native_attention", lambda: "torch's library shows no sgemm_")
+    assert choose_native(saved=True, device_type="cpu", dtype=torch.bfloat16) == (True, None)
 
 
 def test_gpus_compile_and_apple_gpus_only_on_request():

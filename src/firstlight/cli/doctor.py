@@ -55,7 +55,7 @@ def doctor(*, threads: int | None = None, json: bool = False) -> None:
         "dtype": facts["dtype_note"],
         "memory": _of(facts["memory_free_bytes"], facts["memory_bytes"], format_bytes),
         "compiler": facts["compiler"] or "none",
-        "native": facts["native_problem"] or "decoding, attention and loss in native code",
+        "native": _native(facts["native_problems"]),
         "runs": f"{facts['runs_dir']} ({_size(facts['runs_free_bytes'], format_bytes)} free)",
         "cache": f"{facts['cache_dir']} ({_size(facts['cache_free_bytes'], format_bytes)} free)",
         "driver": facts["driver"] or "no NVIDIA driver",
@@ -70,8 +70,9 @@ def doctor(*, threads: int | None = None, json: bool = False) -> None:
         console.say(f"{finding.level}: {finding.what}\n    {finding.do}")
 
 
-def _native_problem(device_type: str) -> str | None:
-    """Why some of the native code is not to be had; None where all is well. May compile, once on a machine."""
+def _native_problems(device_type: str) -> dict[str, str]:
+    """Why there is no native code for decoding, the loss or attention in float32, for each that has none. May compile, once
+    on a machine."""
     import torch
 
     from firstlight.infer.native.step import why_not_native
@@ -79,7 +80,20 @@ def _native_problem(device_type: str) -> str | None:
     from firstlight.train.native.loss import why_not_native_loss
 
     sizes = {"device_type": device_type, "dtype": torch.float32}
-    return why_not_native(**sizes) or why_not_native_loss(**sizes) or why_not_native_attention()
+    found = {
+        "decoding": why_not_native(**sizes),
+        "loss": why_not_native_loss(**sizes),
+        "attention": why_not_native_attention() if device_type == "cpu" else None,
+    }
+    return {part: reason for part, reason in found.items() if reason is not None}
+
+
+def _native(problems: dict[str, str]) -> str:
+    """The row about native code."""
+    if not problems:
+        return "decoding, loss and float32 attention"
+    reasons = dict.fromkeys(problems.values())
+    return f"none for {', '.join(problems)}: {'; '.join(reasons)}"
 
 
 def gather(*, threads: int | None = None) -> dict[str, Any]:
@@ -120,7 +134,7 @@ def gather(*, threads: int | None = None) -> dict[str, Any]:
         "memory_free_bytes": _memory_free_bytes(),
         "compiler": compiler,
         "compiler_problem": _compiler_problem(compiler) if compiler else None,
-        "native_problem": _native_problem(device.type),
+        "native_problems": _native_problems(device.type),
         "runs_dir": str(runs_dir),
         "runs_free_bytes": _disk_free_bytes(runs_dir),
         "runs_writable": _is_writable(runs_dir),
@@ -196,10 +210,10 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
             f"the compiler {facts['compiler']} does not work: {facts['compiler_problem']}",
             "install its standard library and OpenMP (apt install g++ libgomp1; brew install libomp), or run with --compile off",
         )
-    elif on_cpu and facts["native_problem"]:
+    elif on_cpu and facts["native_problems"]:
         add(
             "slow",
-            f"text is written several times and trained on a tenth slower, by torch's operations: {facts['native_problem']}",
+            f"native code, which is faster than torch's operations: {_native(facts['native_problems'])}",
             "see docs/decoding.md",
         )
     rates = facts["matmul_flops_per_s"]

@@ -14,6 +14,7 @@ from firstlight.model.attention import choose_kernel
 from firstlight.model.fp8 import use_fp8
 from firstlight.model.gpt import GPT
 from firstlight.model.init import build_gpt
+from firstlight.model.native.attention import why_not_native_attention
 from firstlight.optim.groups import make_groups
 from firstlight.optim.muonadamw import MuonAdamW
 from firstlight.runtime.console import format_duration
@@ -126,6 +127,23 @@ def choose_compile(
     if device_type == "cpu" and expected_s < COMPILE_PAYS_FROM_S:
         return False, f"no torch.compile: a run of about {format_duration(expected_s)} is too short to pay for it"
     return True, "torch.compile on: the run is long enough to pay for it"
+
+
+def choose_native(*, saved: bool | None, device_type: str, dtype: torch.dtype) -> tuple[bool, str | None]:
+    """Whether attention (in float32) and the loss are native code here; and a sentence where that has changed.
+
+    saved: what it was when the run began; None for a new run. May compile, once on a machine.
+    """
+    is_native = why_not_native_loss(device_type=device_type, dtype=dtype) is None
+    if dtype == torch.float32:
+        is_native = is_native and why_not_native_attention() is None
+    if saved is None or saved == is_native:
+        return is_native, None
+    before, now = ("native code", "torch's operations") if saved else ("torch's operations", "native code")
+    return is_native, (
+        f"attention and the loss were computed by {before} when the run began and are now by {now}: from here on the run "
+        "goes on as well, but not to the bit as it would have"
+    )
 
 
 @dataclass(frozen=True)

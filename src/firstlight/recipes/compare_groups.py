@@ -122,7 +122,9 @@ def what_differs(groups: Sequence[Group]) -> list[ConfigDifference]:
     return sorted(found, key=lambda one: (not one.matters, one.name))
 
 
-_NEUTRAL_FACTS = NEUTRAL | PLAN_NEUTRAL | {"versions", "hardware", "device", "processes", "compiled", "steps", "tokens"}
+_NEUTRAL_FACTS = (
+    NEUTRAL | PLAN_NEUTRAL | {"versions", "hardware", "device", "processes", "compiled", "native", "steps", "tokens"}
+)
 
 
 def identity(record: RunRecord) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from firstlight.eval.bpb import DocumentSums
 from firstlight.model import sharding
 from firstlight.recipes import preflight, restart, resume
 from firstlight.recipes import record as records
-from firstlight.recipes.assemble import Parts, assemble, choose_compile, measure_rates
+from firstlight.recipes.assemble import Parts, assemble, choose_compile, choose_native, measure_rates
 from firstlight.recipes.autobatch import find_device_batch
 from firstlight.recipes.keeping import RecordKeeper
 from firstlight.recipes.launch_horizon import horizon_of_launch
@@ -214,9 +214,10 @@ class StageRun(ABC, Generic[S]):
         # What a trial is still to find is not in the record before it: a resumed run would take it for found.
         left_out = {"lines", "model", *(("device_batch_size", "num_micro_batches") if self.batch_by_trial else ())}
         planned = {name: value for name, value in asdict(plan).items() if name not in left_out}
+        before = self.previous.config if self.previous is not None else None
         compiled, why = choose_compile(
             self.settings.compile,
-            saved=self.previous.config.get("compiled") if self.previous is not None else None,
+            saved=before.get("compiled") if before is not None else None,
             device_type=self.runtime.device.type,
             compiler=environment.cxx_compiler(),
             plan=plan,
@@ -225,6 +226,12 @@ class StageRun(ABC, Generic[S]):
         if self.runtime.largest(float(not compiled)) and compiled:
             compiled, why = False, "no torch.compile: another process cannot"
         self.note(why)
+        native, changed = choose_native(
+            saved=before.get("native", False) if before is not None else None,
+            device_type=self.runtime.device.type, dtype=self.runtime.compute_dtype,
+        )  # fmt: skip
+        if changed is not None:
+            self.console.warn(changed)
         facts: dict[str, Any] = {
             "recipe": self.recipe,
             "status": "running",
@@ -233,6 +240,7 @@ class StageRun(ABC, Generic[S]):
                 "model": asdict(plan.model),
                 "plan": planned,
                 "compiled": compiled,
+                "native": native if before is None else before.get("native", False),
                 "val": data.val,
                 **self.extra_config(),
             },

@@ -144,12 +144,27 @@ def test_torchs_checks_of_an_operation_pass() -> None:
 
 def test_other_tensors_are_refused() -> None:
     tensors, _ = case(1, 9, 2, 1, 4)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="float32 on a CPU"):
         attend_natively(*(x.bfloat16() for x in tensors), gain=1.0)
-    with pytest.raises(AssertionError, match="tokens' own"):
+    with pytest.raises(ValueError, match="cannot attend to"):
         attend_natively(tensors[0], tensors[1], tensors[2][:, 1:], *tensors[3:], gain=1.0)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="angles of 9 tokens"):
         attend_natively(*tensors[:3], tensors[3][1:], tensors[4][1:], gain=1.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 2, 1, 4), (0, 5, 2, 1, 4)], ids=["no tokens", "no rows"])
+def test_nothing_gives_nothing(shape: tuple[int, ...]) -> None:
+    tensors, dy = case(*shape)
+    found = values_and_gradients(lambda *x: attend_natively(*x, gain=1.0), tensors, dy)
+    assert [x.shape for x in found] == [dy.shape, *(x.shape for x in tensors[:3])]
+
+
+def test_angles_may_have_been_cast_with_the_model() -> None:
+    tensors, _ = case(1, 9, 2, 1, 4)
+    rounded = [*tensors[:3], *(x.bfloat16() for x in tensors[3:])]
+    assert torch.equal(
+        attend_natively(*rounded, gain=1.0), attend_natively(*rounded[:3], *(x.float() for x in rounded[3:]), gain=1.0)
+    )
 
 
 def test_the_blocks_are_those_of_the_source() -> None:

@@ -4,11 +4,14 @@ any cap; the number of threads changes nothing; damage is not hidden.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from firstlight.train.loss import LARGEST_UNSHIFTED_CAP
+from firstlight.train.native import loss
 from firstlight.train.native.loss import native_loss, native_loss_and_grad_, why_not_native_loss
 
 
@@ -110,3 +113,21 @@ def test_rows_may_lie_apart() -> None:
 def test_where_it_is_not() -> None:
     assert "not cuda" in str(why_not_native_loss(device_type="cuda", dtype=torch.float32))
     assert "not torch.float16" in str(why_not_native_loss(device_type="cpu", dtype=torch.float16))
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    z_RV, targets_R, weights_R = case(3, 20, dtype=torch.float32)
+    for arguments, words in (
+        ((z_RV, torch.tensor([0, 20, 1]), weights_R), "target 20 is none of 20 ids"),
+        ((z_RV, targets_R[:2], weights_R), "3 rows"),
+        ((z_RV.T, torch.zeros(20, dtype=torch.int64), torch.ones(20)), "20 rows"),
+        ((z_RV, targets_R.int(), weights_R), "int32"),
+        ((z_RV.half(), targets_R, weights_R), "float16"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            native_loss_and_grad_(*arguments, 15.0)
+
+
+def test_the_largest_cap_without_a_shift_is_that_of_its_oracle() -> None:
+    (cap,) = re.findall(r"LARGEST_UNSHIFTED_CAP = (\d+);", loss.SOURCE.read_text())
+    assert float(cap) == LARGEST_UNSHIFTED_CAP

@@ -114,7 +114,7 @@ inline void hide(Vec* x, int j, int seen) {
   }
 }
 
-// A row of scores becomes exp(score - shift), and zero up to `end` for the keys that the query does not see.
+// A row of scores, with whatever lies behind it in its last group, becomes exp(score - shift), and zero up to `end` for the keys that the query does not see.
 inline void exponentiate_row(float* row, int seen, int end, float shift) {
   int j = 0;
   for (; j < seen; j += GROUP_NUMBERS) {

@@ -56,9 +56,9 @@ def attend_natively(
     """Each token's softmax-weighted mean of the values at its own and earlier places, (B,T,H,K), differentiable.
 
     All float32 on a CPU. q and k as the projections give them: they are divided by their root mean square, turned, and
-    multiplied by ``gain``.
+    multiplied by ``gain``. Raises ValueError for tensors that do not belong together.
     """
-    y_BTHK, _ = torch.ops.firstlight.attention(q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ, gain)
+    y_BTHK, _ = torch.ops.firstlight.attention(q_BTHK, k_BTGK, v_BTGK, cos_TJ.float(), sin_TJ.float(), gain)
     return y_BTHK
 
 
@@ -80,6 +80,8 @@ def _forward(
     y_BTHK = torch.empty_like(tensors[0])
     log_sums_BHT = q_BTHK.new_empty(B, H, T)
     arguments = _arguments(tensors, gain)
+    if y_BTHK.numel() == 0:
+        return y_BTHK, log_sums_BHT
     _library().attention_forward(ctypes.byref(arguments), _pointer(y_BTHK), _pointer(log_sums_BHT))
     return y_BTHK, log_sums_BHT
 
@@ -105,6 +107,8 @@ def _backward(
     given = [x.contiguous() for x in (y_BTHK, log_sums_BHT, dy_BTHK)]
     dq_BTHK, dk_BTGK, dv_BTGK = (torch.empty_like(x) for x in tensors[:3])
     arguments = _arguments(tensors, gain)
+    if dq_BTHK.numel() == 0:
+        return dq_BTHK, dk_BTGK, dv_BTGK
     _library().attention_backward(
         ctypes.byref(arguments), *map(_pointer, given), *map(_pointer, (dq_BTHK, dk_BTGK, dv_BTGK))
     )
@@ -145,15 +149,22 @@ _forward.register_autograd(_gradients, setup_context=_keep)
 
 
 def _arguments(tensors: list[torch.Tensor], gain: float) -> _Attention:
-    """tensors: q, k, v, cosine, sine, contiguous; the structure holds their addresses only."""
+    """tensors: q, k, v, cosine, sine, contiguous; the structure holds their addresses only.
+
+    Raises ValueError for tensors that do not belong together.
+    """
     q_BTHK, k_BTGK, _, cos_TJ, _ = tensors
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
-    assert all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
-    assert k_BTGK.shape == tensors[2].shape == (B, T, G, K), "keys and values are the tokens' own"
-    assert H % G == 0
-    assert cos_TJ.shape == tensors[4].shape == (T, K // 2)
-    assert K % 2 == 0
+    # Native code reads what it is told to: no optimisation may leave these out, as it may an assert.
+    if any(x.dtype != torch.float32 or x.device.type != "cpu" for x in tensors):
+        raise ValueError(f"float32 on a CPU is needed, not {[f'{x.dtype} on {x.device}' for x in tensors]}")
+    if not k_BTGK.shape == tensors[2].shape == (B, T, G, K) or H % G or K % 2:
+        raise ValueError(
+            f"q {tuple(q_BTHK.shape)} cannot attend to k {tuple(k_BTGK.shape)}, v {tuple(tensors[2].shape)}"
+        )
+    if not cos_TJ.shape == tensors[4].shape == (T, K // 2):
+        raise ValueError(f"angles of {T} tokens and {K // 2} pairs are needed, not {tuple(cos_TJ.shape)}")
     addresses = [x.data_ptr() for x in tensors]
     return _Attention(*addresses, B, T, H, G, K, gain, NORM_EPS, find_sgemm(), torch.get_num_threads())
 

@@ -19,6 +19,8 @@
 namespace {
 
 constexpr int GROUP_NUMBERS = GROUP * LANES;
+// Below this cap no exponential can overflow or vanish.
+constexpr float LARGEST_UNSHIFTED_CAP = 40;
 #define EACH _Pragma("GCC unroll 8") for (int i = 0; i < GROUP; i++)
 
 inline float capped(float z, float softcap) { return softcap > 0 ? softcap * std::tanh(z / softcap) : z; }
@@ -86,8 +88,7 @@ template <class T>
 void losses(T* z, int64_t stride, const int64_t* targets, const float* weights, int R, int V, float softcap, bool with_gradient,
             float* out, int threads) {
   const bool has_cap = softcap > 0;
-  // Below this cap no exponential can overflow or vanish.
-  const bool is_bounded = has_cap && softcap <= 40;
+  const bool is_bounded = has_cap && softcap <= LARGEST_UNSHIFTED_CAP;
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> slopes(with_gradient ? V + GROUP_NUMBERS : 0);

@@ -29,27 +29,35 @@ def why_not_native_loss(*, device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def native_loss(z_RV: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor, softcap: float) -> torch.Tensor:
-    """Weighted losses in nats, (R,) float32, of logits before the cap."""
+    """Weighted losses in nats, (R,) float32, of logits before the cap. A negative target has weight 0.
+
+    Raises ValueError for tensors that do not belong together.
+    """
     return _losses(z_RV, targets_R, weights_R, softcap, with_gradient=False)
 
 
 def native_loss_and_grad_(
     z_RV: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor, softcap: float
 ) -> torch.Tensor:
-    """Weighted losses in nats, (R,) float32; ``z_RV``, logits before the cap, is overwritten by the loss's gradient."""
+    """Weighted losses in nats, (R,) float32; ``z_RV``, logits before the cap, is overwritten by the loss's gradient.
+
+    Raises ValueError for tensors that do not belong together.
+    """
     return _losses(z_RV, targets_R, weights_R, softcap, with_gradient=True)
 
 
 def _losses(
     z_RV: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor, softcap: float, *, with_gradient: bool
 ) -> torch.Tensor:
-    """targets_R: checked by the caller to be ids or negative."""
     R, V = z_RV.shape
-    assert z_RV.stride(1) == 1
     targets_R, weights_R = targets_R.contiguous(), weights_R.contiguous()
-    assert targets_R.dtype == torch.int64
-    assert weights_R.dtype == torch.float32
-    assert targets_R.shape == weights_R.shape == (R,)
+    # Native code reads what it is told to: no optimisation may leave these out, as it may an assert.
+    if (targets_R.dtype, weights_R.dtype) != (torch.int64, torch.float32) or z_RV.dtype not in FUNCTIONS:
+        raise ValueError(f"not logits, targets and weights: {z_RV.dtype}, {targets_R.dtype}, {weights_R.dtype}")
+    if not targets_R.shape == weights_R.shape == (R,) or z_RV.stride(1) != 1 or z_RV.device.type != "cpu":
+        raise ValueError(f"{R} rows of {V} logits do not go with {len(targets_R)} targets and {len(weights_R)} weights")
+    if R and int(targets_R.max()) >= V:
+        raise ValueError(f"target {int(targets_R.max())} is none of {V} ids")
     losses_R = torch.empty(R, dtype=torch.float32, device="cpu")
     library = load_library(SOURCE)
     assert not isinstance(library, Unavailable)
