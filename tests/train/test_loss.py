@@ -314,8 +314,8 @@ def test_no_tensor_ever_has_the_size_of_the_batchs_logits(dtype):
 
 
 def test_default_chunks_stay_within_their_bytes():
-    assert default_chunk_rows(8192) * 8192 * 4 == 32 * 2**20
-    assert default_chunk_rows(32768) * 32768 * 4 == 32 * 2**20
+    assert default_chunk_rows(8192) * 8192 * 4 == 24 * 2**20
+    assert default_chunk_rows(32768) * 32768 * 4 == 24 * 2**20
     assert default_chunk_rows(10**6) == 128
 
 
