@@ -23,10 +23,11 @@ from firstlight.data.batch import IGNORE
 from firstlight.errors import DataError
 from firstlight.train.native.loss import native_loss, native_loss_and_grad_, why_not_native_loss
 
-# Bytes of one chunk's logits, if they were float32. More rows mean fewer passes over dW, fewer rows less memory.
+# Bytes of one chunk's logits, if they were float32. More rows mean fewer passes over dW, fewer rows less memory;
+# from 32 MiB on, malloc fetches a buffer from the system anew in every step, page by page (lab/LOG.md).
 CHUNK_BYTES = 24 * 2**20
 MIN_CHUNK_ROWS = 128
-# On a CPU the kernel between the products works on slices whose float32 temporaries stay in the cores' own caches: whole
+# On a CPU torch's operations between the products work on slices whose float32 temporaries stay in the cores' own caches: whole
 # chunks cost twice as much (1.5 against 3.4 ns an element, 128 rows of 32,768 ids, one Zen 5 core).
 SLICE_BYTES_PER_THREAD = 2 * 2**20
 # On a CPU the head's gradient is made and added in blocks of this many float32 bytes: adding a 16-bit product to float32
