@@ -62,6 +62,9 @@ def bench_loss(options: BenchOptions, runtime: Runtime) -> Report:
     tokens, width = plan.device_batch_size * plan.seq_len, plan.model.n_embd
     report = Report("loss", f"loss layer: {tokens:,} tokens, width {width}, {runtime.dtype_name}")
     report.notes = [RANDOM_IDS, why]
+    not_native = why_not_native_loss(device_type=runtime.device.type, dtype=runtime.compute_dtype)
+    if not_native is not None:
+        report.notes.append(f"no native kernel: {not_native}")
     report.figures |= {"tokens": tokens, "width": width, "dtype": runtime.dtype_name, "threads": runtime.num_threads}
     vocabularies = [plan.model.vocab_size] if options.vocab_size else sorted({plan.model.vocab_size, 32_768})
     for vocab_size in vocabularies:
@@ -85,7 +88,7 @@ def bench_loss(options: BenchOptions, runtime: Runtime) -> Report:
             return run
 
         runs = {"products": products(head_products(plan, runtime, vocab_size=vocab_size), runtime.device)}
-        if why_not_native_loss(device_type=runtime.device.type, dtype=runtime.compute_dtype) is None:
+        if not_native is None:
             runs["native"] = layer(False, is_native=True)
         runs["eager"] = layer(False)
         if compiled:
