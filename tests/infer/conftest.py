@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from firstlight.infer.native import step
-from firstlight.runtime.native.library import Unavailable, load_library
+from firstlight.runtime.native import library
+from firstlight.runtime.native.library import Unavailable
 
 
 @pytest.fixture(params=["native", "torch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The native step, and torch's operations in its place."""
-    found = load_library(step.SOURCE)
+    reason = library.why_not(step.SOURCE)
     if request.param == "torch":
-        monkeypatch.setattr(step, "load_library", lambda source: Unavailable("this test wants torch's operations"))
-    elif isinstance(found, Unavailable):
-        pytest.skip(f"no native step: {found.reason}")
+        monkeypatch.setattr(library, "load_library", lambda source: Unavailable("this test wants torch's operations"))
+    elif reason is not None:
+        pytest.skip(f"no native step: {reason}")
     return request.param

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from firstlight.model.native.attention import why_not_native_attention
+from firstlight.model.native.layer import why_not_native_layers
 
 
 @pytest.fixture
 def native() -> None:
     """Skips where there is no native attention."""
-    if (reason := why_not_native_attention()) is not None:
+    if (reason := why_not_native_layers()) is not None:
         pytest.skip(f"no native attention: {reason}")
 
 

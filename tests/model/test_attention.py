@@ -24,6 +24,7 @@ from firstlight.model.attention import (
 from firstlight.model.blocked import BLOCK_ROWS, blocked_scores, causal_mask
 from firstlight.model.native import attention as native_attention
 from firstlight.model.rope import rope_tables
+from firstlight.runtime.native import library
 from firstlight.runtime.native.library import Unavailable
 
 KERNELS = pytest.mark.parametrize(
@@ -272,11 +273,11 @@ def test_choice_for_a_window(
 
 
 def test_without_native_code_it_is_torchs_and_the_log_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_attention, "load_library", lambda source: Unavailable("no C++ compiler was found"))
+    monkeypatch.setattr(library, "load_library", lambda source: Unavailable("no C++ compiler was found"))
     name, reason = choose_kernel(device_type="cpu", compute_dtype=torch.float32, seq_len=256)
     assert name == "sdpa"
     assert "no C++ compiler was found" in reason
-    monkeypatch.setattr(native_attention, "load_library", lambda source: object())
+    monkeypatch.setattr(library, "load_library", lambda source: object())
     monkeypatch.setattr(native_attention, "find_sgemm", lambda: None)
     name, reason = choose_kernel(device_type="cpu", compute_dtype=torch.float32, seq_len=256)
     assert name == "sdpa"
@@ -286,7 +287,7 @@ def test_without_native_code_it_is_torchs_and_the_log_says_why(monkeypatch: pyte
 @pytest.mark.parametrize("is_there", [True, False])
 def test_choice_is_the_one_that_is_taken(is_there: bool, monkeypatch: pytest.MonkeyPatch, native: None) -> None:
     if not is_there:
-        monkeypatch.setattr(native_attention, "load_library", lambda source: Unavailable("this test wants none"))
+        monkeypatch.setattr(library, "load_library", lambda source: Unavailable("this test wants none"))
     taken = []
     functions = {"sdpa": "_attend_sdpa", "blocked": "_attend_blocked", "native": "attend_natively"}
     for name, function_name in functions.items():

@@ -7,7 +7,7 @@ import torch
 
 from firstlight.errors import ConfigError
 from firstlight.recipes import assemble as assembling
-from firstlight.recipes.assemble import assemble, choose_compile, choose_native, measure_rates
+from firstlight.recipes.assemble import assemble, choose_compile, choose_native, has_native_layers, measure_rates
 from firstlight.runtime.context import Runtime
 from firstlight.train.plan import Horizon, make_plan
 
@@ -20,6 +20,7 @@ def plan_of(kind="steps", value=100.0, depth=1):
 
 def decide(asked="auto", **changes):
     facts = {"saved": None, "device_type": "cpu", "compiler": "/usr/bin/g++", "plan": plan_of(), "world_size": 1}
+    facts["has_native_layers"] = False
     return choose_compile(asked, **(facts | changes))
 
 
@@ -47,9 +48,9 @@ def test_what_is_asked_for_wins_and_a_resumed_run_keeps_its_choice():
     assert not decide(saved=False, plan=plan_of("minutes", 10))[0]
 
 
-@pytest.mark.parametrize("missing", ["why_not_native_loss", "why_not_native_attention"])
+@pytest.mark.parametrize("missing", ["why_not_native_loss", "why_not_native_layers"])
 def test_a_resumed_run_is_told_where_native_code_has_come_or_gone(missing, monkeypatch):
-    for name in ("why_not_native_loss", "why_not_native_attention"):
+    for name in ("why_not_native_loss", "why_not_native_layers"):
         monkeypatch.setattr(assembling, name, lambda **_: None)
     facts = {"device_type": "cpu", "dtype": torch.float32}
     assert choose_native(saved=None, **facts) == choose_native(saved=True, **facts) == (True, None)
@@ -65,8 +66,26 @@ def test_a_resumed_run_is_told_where_native_code_has_come_or_gone(missing, monke
 
 def test_in_bf16_it_is_the_loss_alone(monkeypatch):
     monkeypatch.setattr(assembling, "why_not_native_loss", lambda **_: None)
-    monkeypatch.setattr(assembling, "why_not_native_attention", lambda: "torch's library shows no sgemm_")
+    monkeypatch.setattr(assembling, "why_not_native_layers", lambda: "torch's library shows no sgemm_")
     assert choose_native(saved=True, device_type="cpu", dtype=torch.bfloat16) == (True, None)
+
+
+def test_native_layers_need_no_compiling_but_for_who_asks_and_runs_that_began_with_it():
+    chosen, why = decide(has_native_layers=True, plan=plan_of("minutes", 10))
+    assert not chosen
+    assert "native code" in why
+    assert decide("on", has_native_layers=True)[0]
+    assert decide(saved=True, has_native_layers=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("compiled", "fp8", "expected"), [(False, False, True), (True, False, False), (False, True, False)]
+)
+def test_blocks_are_written_out_where_they_are_native_and_nothing_else_is_asked_for(compiled, fp8, expected):
+    if not has_native_layers(device_type="cpu", dtype=torch.float32):
+        pytest.skip("no native code on this machine")
+    parts = assemble(plan_of(), CPU, compiled=compiled, seed=3, checkpoint_activations=False, fp8=fp8)
+    assert parts.model.written_out == expected
 
 
 def test_gpus_compile_and_apple_gpus_only_on_request():

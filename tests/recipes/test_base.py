@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from firstlight.errors import CheckpointError, ConfigError, DataError, Interrupted, TrainingStopped
 from firstlight.eval.document_scores import find_document_scores, read_document_scores
-from firstlight.model.native import attention as native_attention
 from firstlight.recipes import base, preflight, stage
 from firstlight.recipes.settings import BaseSettings
 from firstlight.runtime.metrics import read_metrics
+from firstlight.runtime.native import library
 from firstlight.runtime.native.library import Unavailable
 from firstlight.train import trainer as trainer_module
 from firstlight.train import writing
@@ -130,7 +130,7 @@ def test_a_run_that_goes_on_without_its_native_code_says_so(tiny, own_folders, m
     if not record.config["native"]:
         pytest.skip("no native code on this machine")
     go_on = BaseSettings(run="once", resume=True, num_iterations=15)
-    monkeypatch.setattr(native_attention, "load_library", lambda source: Unavailable("g++ has gone"))
+    monkeypatch.setattr(library, "load_library", lambda source: Unavailable("g++ has gone"))
     record = base.train_base(go_on, given=GIVEN | {"num_iterations"})
     assert "by native code when the run began and are now by torch's operations" in capsys.readouterr().err
     assert record.config["native"], "the record says how the run began"

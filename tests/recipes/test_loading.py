@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from firstlight.errors import CheckpointError, ConfigError, DataError
-from firstlight.infer.native import step as native_step
 from firstlight.model.gpt import GPT, GPTConfig
 from firstlight.model.init import build_gpt
 from firstlight.recipes.loading import choose_checkpoint, load_for_inference, slow_writing
 from firstlight.recipes.record import new_record, read_run, write_run
 from firstlight.runtime.context import Runtime
+from firstlight.runtime.native import library
 from firstlight.runtime.native.library import Unavailable
 from firstlight.tokens.bpe import Tokenizer
 from firstlight.train.checkpoint import save_checkpoint
@@ -88,14 +88,12 @@ def test_a_loaded_model_is_for_use_not_for_training(run_dir: Path) -> None:
 
 
 def test_slow_writing_is_told_with_its_reason_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        native_step, "load_library", lambda source: Unavailable("no C++ compiler was found (install g++)")
-    )
+    monkeypatch.setattr(library, "load_library", lambda source: Unavailable("no C++ compiler was found (install g++)"))
     assert slow_writing(CPU) == [
         "text is written by torch's operations, several times slower: no C++ compiler was found (install g++)"
     ]
     assert slow_writing(Runtime(device=torch.device("cuda"), compute_dtype=torch.bfloat16)) == []
-    monkeypatch.setattr(native_step, "load_library", lambda source: object())
+    monkeypatch.setattr(library, "load_library", lambda source: object())
     assert slow_writing(CPU) == []
 
 

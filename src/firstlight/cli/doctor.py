@@ -76,14 +76,14 @@ def _native_problems(device_type: str) -> dict[str, str]:
     import torch
 
     from firstlight.infer.native.step import why_not_native
-    from firstlight.model.native.attention import why_not_native_attention
+    from firstlight.model.native.layer import why_not_native_layers
     from firstlight.train.native.loss import why_not_native_loss
 
     sizes = {"device_type": device_type, "dtype": torch.float32}
     found = {
         "decoding": why_not_native(**sizes),
         "loss": why_not_native_loss(**sizes),
-        "attention": why_not_native_attention() if device_type == "cpu" else None,
+        "attention": why_not_native_layers() if device_type == "cpu" else None,
     }
     return {part: reason for part, reason in found.items() if reason is not None}
 

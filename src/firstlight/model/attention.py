@@ -15,7 +15,8 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from firstlight.model.blocked import BLOCK_ROWS, BlockedAttention, causal_mask
-from firstlight.model.native.attention import attend_natively, why_not_native_attention
+from firstlight.model.native.attention import attend_natively
+from firstlight.model.native.layer import why_not_native_layers
 from firstlight.model.rope import normed_and_turned
 
 Kernel = Literal["native", "sdpa", "blocked", "flex"]
@@ -137,7 +138,7 @@ def choose_kernel(
     elif kernel == "native":
         reason = "blocks of scores stay in a core's cache, and norm and rotation are part of the walk"
     elif compute_dtype == torch.float32:
-        reason = f"torch's own, slower than the native kernel, which is not to be had: {why_not_native_attention()}"
+        reason = f"torch's own, slower than the native kernel, which is not to be had: {why_not_native_layers()}"
     elif compute_dtype != torch.bfloat16:
         reason = f"the other kernels of a CPU are for float32 and bfloat16, not {compute_dtype}"
     elif kernel == "blocked":
@@ -160,7 +161,7 @@ def _kernel_for(
     if num_queries == 1:
         return "sdpa"
     if device_type == "cpu":
-        if dtype == torch.float32 and window is None and may_be_native and why_not_native_attention() is None:
+        if dtype == torch.float32 and window is None and may_be_native and why_not_native_layers() is None:
             return "native"
         is_short_row = num_queries <= MAX_BLOCKS * BLOCK_ROWS
         return "blocked" if is_short_row and (window is not None or dtype == torch.bfloat16) else "sdpa"

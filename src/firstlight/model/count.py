@@ -128,12 +128,21 @@ def activation_bytes(
     Counted for eager execution; compiled code keeps about a tenth less. Left out: the loss (it has its own bound), the
     copies of the weights in the compute dtype, and what the backward pass holds for a moment.
 
-    attention_kernel: ``sdpa``, ``blocked`` or ``native`` (`firstlight.model.attention.choose_kernel`).
+    attention_kernel: ``sdpa``, ``blocked`` or ``native`` (`firstlight.model.attention.choose_kernel`). With ``native`` the
+        blocks are those of `firstlight.model.native.layer`, as they are in training.
     compute_bytes: bytes of a number in the compute dtype. What norms and rotation keep is float32 whatever it is.
     checkpoint_activations: each block keeps its input only, and one block at a time is recomputed.
     """
     D, H, T, F = config.n_embd, config.n_head, seq_len, config.mlp_inner
     kv_width = config.n_kv_head * config.head_dim
+    if attention_kernel == "native":
+        # Two normed inputs, queries, attention's output; keys and values; what the MLP is before its nonlinearity; a number
+        # for each query, and one for each norm.
+        block = 4 * (4 * D + 2 * kv_width + (2 if config.mlp == "swiglu" else 1) * F + H + 2)
+        # The embedding's norm where there is one, and the last.
+        ends = 4 * (2 if config.embed_norm else 1) * (D + 1)
+        blocks = config.n_layer * 4 * D + block if checkpoint_activations else config.n_layer * block
+        return batch_rows * T * (blocks + ends)
     # Inputs of the two norms.
     float32_numbers = 2 * D
     # Two normed inputs, queries and keys, values, attention's output.
@@ -141,12 +150,8 @@ def activation_bytes(
     # relu and its square; or the gate before and after silu, what it is multiplied with, and the product.
     compute_numbers += (4 if config.mlp == "swiglu" else 2) * F
     block = 4 * float32_numbers + compute_bytes * compute_numbers
-    if attention_kernel == "native":
-        # One number for each query; rotation is done again.
-        block += 4 * H
-    else:
-        # Queries and keys after rotation.
-        block += compute_bytes * (D + kv_width)
+    # Queries and keys after rotation.
+    block += compute_bytes * (D + kv_width)
     if attention_kernel == "blocked":
         # Weights of the keys that a block sees; values and outputs are held in the layout of heads as well.
         block += compute_bytes * (H * blocked_scores(T) // T + D + kv_width)

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from firstlight.errors import ConfigError
 from firstlight.model.attention import Kernel, attend, attend_to_own, score_bound
 from firstlight.model.config import GATE_CHANNELS, GPTConfig
+from firstlight.model.native.layer import AttentionWeights, attention_branch, mlp_branch, norm
 from firstlight.model.precision import Embedding, Linear, rms_norm
 from firstlight.model.rope import normed_and_turned, rope_tables
 
@@ -83,6 +84,13 @@ class Attention(nn.Module):
         if has_value_embed:
             channels = min(GATE_CHANNELS, config.n_embd)
             self.value_gate = Linear(channels, config.n_kv_head, compute_dtype=compute_dtype)
+
+    def weights(self) -> AttentionWeights:
+        """What `attention_branch` needs."""
+        gate = self.value_gate
+        return AttentionWeights(
+            self.c_q.weight, self.c_k.weight, self.c_v.weight, self.c_proj.weight, None if gate is None else gate.weight
+        )
 
     def forward(
         self,
@@ -158,7 +166,15 @@ class Block(nn.Module):
         layer: int,
         cache: Cache | None,
         kernel: Kernel | None,
+        written_out: bool = False,
     ) -> torch.Tensor:
+        if written_out:
+            attn, mlp = self.attn, self.mlp
+            x_BTD = attention_branch(
+                x_BTD, attn.weights(), cos_TJ, sin_TJ, value_embed_BTC, head_dim=attn.head_dim, gain=attn.qk_gain
+            )
+            gate_FD = mlp.c_gate.weight if isinstance(mlp, GatedMLP) else None
+            return mlp_branch(x_BTD, mlp.c_fc.weight, mlp.c_proj.weight, gate_FD)
         x_BTD = x_BTD + self.attn(
             rms_norm(x_BTD), cos_TJ, sin_TJ, value_embed_BTC, layer=layer, cache=cache, kernel=kernel
         )
@@ -185,6 +201,8 @@ class GPT(nn.Module):
     compute_dtype: dtype of matmuls and of the hidden states.
     checkpoint_activations: keep only each block's input for the backward pass and compute the rest again there
         (Chen et al. 2016, arXiv 1604.06174): about a third more work, a fraction of the memory, the same gradients.
+    written_out: whole rows go through `firstlight.model.native.layer`, blocks with their gradients written out: float32 on a
+        CPU, not compiled, and where `why_not_native_layers` has nothing to say. No submodule of a block is called then.
     attention_kernel: one kernel; None leaves it to `choose_kernel` in attention.py. Behind a cache ``native`` is None.
     """
 
@@ -196,6 +214,7 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = compute_dtype
         self.checkpoint_activations = False
+        self.written_out = False
         self.attention_kernel: Kernel | None = None
         self.transformer = Transformer(config, compute_dtype=compute_dtype)
         self.lm_head = Linear(config.n_embd, config.vocab_size, compute_dtype=compute_dtype)
@@ -250,7 +269,8 @@ class GPT(nn.Module):
 
         Raises ConfigError where the context would be longer than max_seq_len.
         """
-        x_BTD = self._stream(embedded.x_BTD)
+        written_out = self.written_out and cache is None
+        x_BTD = self._stream(embedded.x_BTD, written_out=written_out)
         start = 0 if cache is None else cache.length
         end = start + x_BTD.shape[1]
         if end > self.config.max_seq_len:
@@ -263,7 +283,7 @@ class GPT(nn.Module):
         recompute = self.checkpoint_activations and cache is None and torch.is_grad_enabled()
         if self.smear_gate is not None and self.smear_scale is not None:
             gate_BT1 = torch.sigmoid(self.smear_gate(x_BTD[..., : self.smear_gate.in_features]))
-            before_B1D = self._stream(embedded.before_B1D)
+            before_B1D = self._stream(embedded.before_B1D, written_out=written_out)
             shifted_BTD = torch.cat((before_B1D, x_BTD[:, :-1]), dim=1)
             x_BTD = x_BTD + (self.smear_scale.to(x_BTD.dtype) * gate_BT1) * shifted_BTD
         x0_BTD = x_BTD
@@ -274,7 +294,7 @@ class GPT(nn.Module):
                 a, b = self.residual_scales[layer].to(x_BTD.dtype), self.x0_scales[layer].to(x_BTD.dtype)
                 x_BTD = a * x_BTD + b * x0_BTD
             arguments = (x_BTD, cos_TJ, sin_TJ, value_of.get(layer))
-            options = {"layer": layer, "cache": cache, "kernel": self.attention_kernel}
+            options = {"layer": layer, "cache": cache, "kernel": self.attention_kernel, "written_out": written_out}
             if recompute:
                 # No dropout, so there is no random state to keep.
                 x_BTD = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
@@ -286,11 +306,13 @@ class GPT(nn.Module):
             cache.advance(end - start)
         if middle_BTD is not None and self.backout_scale is not None:
             x_BTD = x_BTD - self.backout_scale.to(x_BTD.dtype) * middle_BTD
-        return rms_norm(x_BTD)
+        return norm(x_BTD) if written_out else rms_norm(x_BTD)
 
-    def _stream(self, x_BTD: torch.Tensor) -> torch.Tensor:
+    def _stream(self, x_BTD: torch.Tensor, *, written_out: bool) -> torch.Tensor:
         """Rows of the embedding as the first block reads them, in the compute dtype."""
-        return (rms_norm(x_BTD) if self.config.embed_norm else x_BTD).to(self.compute_dtype)
+        if self.config.embed_norm:
+            x_BTD = norm(x_BTD) if written_out else rms_norm(x_BTD)
+        return x_BTD.to(self.compute_dtype)
 
     def hidden(self, inputs_BT: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """What the head reads, (B,T) int64 -> (B,T,D). Makes no logits, so a loss can take them in chunks of rows."""

@@ -14,7 +14,7 @@ from firstlight.model.attention import choose_kernel
 from firstlight.model.fp8 import use_fp8
 from firstlight.model.gpt import GPT
 from firstlight.model.init import build_gpt
-from firstlight.model.native.attention import why_not_native_attention
+from firstlight.model.native.layer import why_not_native_layers
 from firstlight.optim.groups import make_groups
 from firstlight.optim.muonadamw import MuonAdamW
 from firstlight.runtime.console import format_duration
@@ -69,6 +69,8 @@ def assemble(
     if kernel == "native":
         # Code that is compiled cannot look for it.
         model.attention_kernel = kernel
+        # Neither fp8's products nor compiled code are among what is written out.
+        model.written_out = not compiled and not fp8
     notes = [why]
     without = why_not_native_loss(device_type=runtime.device.type, dtype=runtime.compute_dtype)
     if runtime.device.type == "cpu" and without is not None:
@@ -106,10 +108,19 @@ def compiled_hidden(model: GPT) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def choose_compile(
-    asked: str, *, saved: bool | None, device_type: str, compiler: str | None, plan: Plan, world_size: int
+    asked: str,
+    *,
+    saved: bool | None,
+    device_type: str,
+    compiler: str | None,
+    has_native_layers: bool,
+    plan: Plan,
+    world_size: int,
 ) -> tuple[bool, str]:
     """Whether to compile, and the reason in one sentence. saved: what the run did before it was stopped (it stays so:
     other kernels would round differently). Raises ConfigError where it is asked for and cannot be.
+
+    has_native_layers: whether layers and loss are native code where nothing is compiled.
     """
     if device_type == "cpu" and compiler is None:
         if asked == "on":
@@ -119,6 +130,8 @@ def choose_compile(
         return asked == "on", f"torch.compile {asked}: asked for"
     if saved is not None:
         return saved, f"torch.compile {'on' if saved else 'off'}: as when the run began"
+    if has_native_layers:
+        return False, "no torch.compile: layers and loss are native code, as fast and at once"
     if device_type == "mps":
         return False, "no torch.compile: on Apple GPUs it is on request (--compile on)"
     expected_s = plan.num_tokens * plan.flops_per_token / (ASSUMED_FLOPS_PER_S * world_size)
@@ -129,19 +142,26 @@ def choose_compile(
     return True, "torch.compile on: the run is long enough to pay for it"
 
 
+def has_native_layers(*, device_type: str, dtype: torch.dtype) -> bool:
+    """Whether layers and loss are native code where nothing is compiled. May compile both, once on a machine."""
+    is_native = dtype == torch.float32 and why_not_native_loss(device_type=device_type, dtype=dtype) is None
+    return is_native and why_not_native_layers() is None
+
+
 def choose_native(*, saved: bool | None, device_type: str, dtype: torch.dtype) -> tuple[bool, str | None]:
-    """Whether attention (in float32) and the loss are native code here; and a sentence where that has changed.
+    """Whether the layers (in float32) and the loss are native code here; and a sentence where that has changed.
 
     saved: what it was when the run began; None for a new run. May compile, once on a machine.
     """
-    is_native = why_not_native_loss(device_type=device_type, dtype=dtype) is None
     if dtype == torch.float32:
-        is_native = is_native and why_not_native_attention() is None
+        is_native = has_native_layers(device_type=device_type, dtype=dtype)
+    else:
+        is_native = why_not_native_loss(device_type=device_type, dtype=dtype) is None
     if saved is None or saved == is_native:
         return is_native, None
     before, now = ("native code", "torch's operations") if saved else ("torch's operations", "native code")
     return is_native, (
-        f"attention and the loss were computed by {before} when the run began and are now by {now}: from here on the run "
+        f"layers and loss were computed by {before} when the run began and are now by {now}: from here on the run "
         "goes on as well, but not to the bit as it would have"
     )
 

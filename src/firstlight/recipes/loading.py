@@ -145,9 +145,8 @@ def model_config(record: RunRecord, path: Path) -> GPTConfig:
 
 
 def _filled_model(config: GPTConfig, weights: Mapping[str, torch.Tensor], runtime: Runtime, *, source: Path) -> GPT:
-    with torch.device("meta"):
+    with torch.device(runtime.device):
         model = GPT(config, compute_dtype=runtime.compute_dtype)
-    model = model.to_empty(device=runtime.device)
     try:
         load_into(dict(model.named_parameters()), weights, what=f"the checkpoint {source}")
     except CheckpointError as error:

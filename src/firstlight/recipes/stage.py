@@ -23,7 +23,7 @@ from firstlight.eval.bpb import DocumentSums
 from firstlight.model import sharding
 from firstlight.recipes import preflight, restart, resume
 from firstlight.recipes import record as records
-from firstlight.recipes.assemble import Parts, assemble, choose_compile, choose_native, measure_rates
+from firstlight.recipes.assemble import Parts, assemble, choose_compile, choose_native, has_native_layers, measure_rates
 from firstlight.recipes.autobatch import find_device_batch
 from firstlight.recipes.keeping import RecordKeeper
 from firstlight.recipes.launch_horizon import horizon_of_launch
@@ -220,6 +220,7 @@ class StageRun(ABC, Generic[S]):
             saved=before.get("compiled") if before is not None else None,
             device_type=self.runtime.device.type,
             compiler=environment.cxx_compiler(),
+            has_native_layers=has_native_layers(device_type=self.runtime.device.type, dtype=self.runtime.compute_dtype),
             plan=plan,
             world_size=self.runtime.world_size,
         )

@@ -15,7 +15,7 @@ import torch
 
 from firstlight.infer.fast import DecodeWeights, LayerWeights, prepare
 from firstlight.model.gpt import GPT
-from firstlight.runtime.native.library import Unavailable, load_library
+from firstlight.runtime.native.library import library_of, why_not
 
 SOURCE = Path(__file__).with_name("step.cpp")
 
@@ -66,8 +66,7 @@ def why_not_native(*, device_type: str, dtype: torch.dtype) -> str | None:
         return f"the native step is for CPUs, not {device_type}"
     if dtype not in DTYPES:
         return f"the native step knows float32 and bfloat16, not {dtype}"
-    found = load_library(SOURCE)
-    return found.reason if isinstance(found, Unavailable) else None
+    return why_not(SOURCE)
 
 
 def native_step(model: GPT) -> NativeStep | None:
@@ -87,8 +86,7 @@ class NativeStep:
     """
 
     def __init__(self, weights: DecodeWeights) -> None:
-        library = load_library(SOURCE)
-        assert not isinstance(library, Unavailable)
+        library = library_of(SOURCE)
         self.dtype = weights.head_DV.dtype
         assert self.dtype in DTYPES
         self._library = library

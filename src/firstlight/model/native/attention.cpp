@@ -92,7 +92,6 @@ inline void turn_back(const Attention& a, const float* x, int t, float scale, co
   for (int j = 0; j < a.K; j++) dx[j] = (dx[j] - x[j] * mean) * inverse;
 }
 
-constexpr int GROUP_NUMBERS = GROUP * LANES;
 
 // A NaN is no largest number, but stays in what is made of its row.
 inline float largest_of(const float* row, int seen) {

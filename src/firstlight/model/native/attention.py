@@ -18,7 +18,7 @@ import torch
 
 from firstlight.model.precision import NORM_EPS
 from firstlight.runtime.native.blas import find_sgemm
-from firstlight.runtime.native.library import Unavailable, load_library
+from firstlight.runtime.native.library import library_of, why_not
 
 SOURCE = Path(__file__).with_name("attention.cpp")
 
@@ -38,10 +38,7 @@ class _Attention(ctypes.Structure):
 
 def why_not_native_attention() -> str | None:
     """Why there is no native attention on this machine; None where there is. May compile, once on a machine."""
-    found = load_library(SOURCE)
-    if isinstance(found, Unavailable):
-        return found.reason
-    return "torch's library shows no sgemm_" if find_sgemm() is None else None
+    return why_not(SOURCE) or ("torch's library shows no sgemm_" if find_sgemm() is None else None)
 
 
 def attend_natively(
@@ -62,12 +59,7 @@ def attend_natively(
     return y_BTHK
 
 
-@torch.library.custom_op(
-    "firstlight::attention",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor cosine, Tensor sine, float gain) -> (Tensor, Tensor)",
-)
-def _forward(
+def attention_forward(
     q_BTHK: torch.Tensor,
     k_BTGK: torch.Tensor,
     v_BTGK: torch.Tensor,
@@ -75,6 +67,7 @@ def _forward(
     sin_TJ: torch.Tensor,
     gain: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """The result of `attend_natively`, and what its backward pass needs: each query's log of the sum of exponentials (B,H,T)."""
     B, T, H, _ = q_BTHK.shape
     tensors = [x.contiguous() for x in (q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ)]
     y_BTHK = torch.empty_like(tensors[0])
@@ -82,17 +75,11 @@ def _forward(
     arguments = _arguments(tensors, gain)
     if y_BTHK.numel() == 0:
         return y_BTHK, log_sums_BHT
-    _library().attention_forward(ctypes.byref(arguments), _pointer(y_BTHK), _pointer(log_sums_BHT))
+    library_of(SOURCE).attention_forward(ctypes.byref(arguments), _pointer(y_BTHK), _pointer(log_sums_BHT))
     return y_BTHK, log_sums_BHT
 
 
-@torch.library.custom_op(
-    "firstlight::attention_backward",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor cosine, Tensor sine, float gain, Tensor y, Tensor log_sums, Tensor dy)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-def _backward(
+def attention_backward(
     q_BTHK: torch.Tensor,
     k_BTGK: torch.Tensor,
     v_BTGK: torch.Tensor,
@@ -103,16 +90,34 @@ def _backward(
     log_sums_BHT: torch.Tensor,
     dy_BTHK: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k and v, from the arguments and results of `attention_forward` and the result's gradient."""
     tensors = [x.contiguous() for x in (q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ)]
     given = [x.contiguous() for x in (y_BTHK, log_sums_BHT, dy_BTHK)]
     dq_BTHK, dk_BTGK, dv_BTGK = (torch.empty_like(x) for x in tensors[:3])
     arguments = _arguments(tensors, gain)
     if dq_BTHK.numel() == 0:
         return dq_BTHK, dk_BTGK, dv_BTGK
-    _library().attention_backward(
+    library_of(SOURCE).attention_backward(
         ctypes.byref(arguments), *map(_pointer, given), *map(_pointer, (dq_BTHK, dk_BTGK, dv_BTGK))
     )
     return dq_BTHK, dk_BTGK, dv_BTGK
+
+
+# The same as operations of torch's, which compiled code can call. Called as they stand they would import torch's compiler,
+# which takes 2 s and 70 MB.
+_forward = torch.library.custom_op(
+    "firstlight::attention",
+    attention_forward,
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor cosine, Tensor sine, float gain) -> (Tensor, Tensor)",
+)
+_backward = torch.library.custom_op(
+    "firstlight::attention_backward",
+    attention_backward,
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor cosine, Tensor sine, float gain, Tensor y, Tensor log_sums, Tensor dy)"
+    " -> (Tensor, Tensor, Tensor)",
+)
 
 
 @_forward.register_fake
@@ -167,12 +172,6 @@ def _arguments(tensors: list[torch.Tensor], gain: float) -> _Attention:
         raise ValueError(f"angles of {T} tokens and {K // 2} pairs are needed, not {tuple(cos_TJ.shape)}")
     addresses = [x.data_ptr() for x in tensors]
     return _Attention(*addresses, B, T, H, G, K, gain, NORM_EPS, find_sgemm(), torch.get_num_threads())
-
-
-def _library() -> ctypes.CDLL:
-    found = load_library(SOURCE)
-    assert not isinstance(found, Unavailable)
-    return found
 
 
 def _pointer(x: torch.Tensor) -> c_void_p:

@@ -14,7 +14,7 @@ import torch
 
 from firstlight.data.batch import Batch, Position
 from firstlight.errors import ConfigError
-from firstlight.recipes.assemble import choose_compile
+from firstlight.recipes.assemble import choose_compile, has_native_layers
 from firstlight.recipes.bench.options import BenchOptions
 from firstlight.runtime import environment, hardware
 from firstlight.runtime.context import Runtime
@@ -138,7 +138,8 @@ def bench_plan(options: BenchOptions) -> Plan:
 def compile_choice(options: BenchOptions, plan: Plan, runtime: Runtime) -> tuple[bool, str]:
     """Whether to compile, and why: what a long run would do."""
     return choose_compile(
-        options.compile, saved=None, device_type=runtime.device.type, compiler=environment.cxx_compiler(), plan=plan,
+        options.compile, saved=None, device_type=runtime.device.type, compiler=environment.cxx_compiler(),
+        has_native_layers=has_native_layers(device_type=runtime.device.type, dtype=runtime.compute_dtype), plan=plan,
         world_size=runtime.world_size,
     )  # fmt: skip
 

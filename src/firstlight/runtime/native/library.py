@@ -32,6 +32,20 @@ class Unavailable:
     reason: str
 
 
+def why_not(source: Path) -> str | None:
+    """Why there is no library of ``source`` on this machine; None where there is. May compile, once on a machine."""
+    found = load_library(source)
+    return found.reason if isinstance(found, Unavailable) else None
+
+
+def library_of(source: Path) -> ctypes.CDLL:
+    """The library of a source of which `why_not` says nothing. Raises RuntimeError where it does."""
+    found = load_library(source)
+    if isinstance(found, Unavailable):
+        raise RuntimeError(f"there is no native code of {source.name}: {found.reason}")
+    return found
+
+
 @functools.cache
 def load_library(source: Path) -> ctypes.CDLL | Unavailable:
     """What ``source`` compiles to, which takes a few seconds the first time on a machine. Several processes may do it at once."""

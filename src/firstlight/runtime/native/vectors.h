@@ -64,28 +64,29 @@ constexpr int GROUP = 8;
 #else
 constexpr int GROUP = 2;
 #endif
+constexpr int GROUP_NUMBERS = GROUP * LANES;
+#define EACH_OF(n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
+#define EACH EACH_OF(GROUP)
 
 // x becomes e^x, for x <= 88; below -87 about 1e-38; NaN stays NaN. Cephes' expf (S. Moshier): 2 ulp.
 template <int N>
 inline void exponentiate(Vec* x) {
-#define EACH _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)
   const Vec low = Vec{} - 87.0f;
   const Vec shift = Vec{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
   Vec whole[N], y[N];
-  EACH x[i] = x[i] < low ? low : x[i];
-  EACH whole[i] = x[i] * 1.44269504088896341f + shift;
-  EACH whole[i] -= shift;
-  EACH x[i] = x[i] - whole[i] * 0.693359375f;
-  EACH x[i] = x[i] + whole[i] * 2.12194440e-4f;
-  EACH y[i] = x[i] * 1.9875691500e-4f + 1.3981999507e-3f;
-  EACH y[i] = y[i] * x[i] + 8.3334519073e-3f;
-  EACH y[i] = y[i] * x[i] + 4.1665795894e-2f;
-  EACH y[i] = y[i] * x[i] + 1.6666665459e-1f;
-  EACH y[i] = y[i] * x[i] + 5.0000001201e-1f;
-  EACH y[i] = y[i] * x[i] * x[i] + x[i] + 1.0f;
-  EACH whole[i] = (Vec)((__builtin_convertvector(whole[i], IntVec) + 127) << 23);
-  EACH x[i] = y[i] * whole[i];
-#undef EACH
+  EACH_OF(N) x[i] = x[i] < low ? low : x[i];
+  EACH_OF(N) whole[i] = x[i] * 1.44269504088896341f + shift;
+  EACH_OF(N) whole[i] -= shift;
+  EACH_OF(N) x[i] = x[i] - whole[i] * 0.693359375f;
+  EACH_OF(N) x[i] = x[i] + whole[i] * 2.12194440e-4f;
+  EACH_OF(N) y[i] = x[i] * 1.9875691500e-4f + 1.3981999507e-3f;
+  EACH_OF(N) y[i] = y[i] * x[i] + 8.3334519073e-3f;
+  EACH_OF(N) y[i] = y[i] * x[i] + 4.1665795894e-2f;
+  EACH_OF(N) y[i] = y[i] * x[i] + 1.6666665459e-1f;
+  EACH_OF(N) y[i] = y[i] * x[i] + 5.0000001201e-1f;
+  EACH_OF(N) y[i] = y[i] * x[i] * x[i] + x[i] + 1.0f;
+  EACH_OF(N) whole[i] = (Vec)((__builtin_convertvector(whole[i], IntVec) + 127) << 23);
+  EACH_OF(N) x[i] = y[i] * whole[i];
 }
 
 inline Vec exp_of(Vec x) {

@@ -18,10 +18,8 @@
 
 namespace {
 
-constexpr int GROUP_NUMBERS = GROUP * LANES;
 // Below this cap no exponential can overflow or vanish.
 constexpr float LARGEST_UNSHIFTED_CAP = 40;
-#define EACH _Pragma("GCC unroll 8") for (int i = 0; i < GROUP; i++)
 
 inline float capped(float z, float softcap) { return softcap > 0 ? softcap * std::tanh(z / softcap) : z; }
 inline float slope_of(float logit, float softcap) { return softcap > 0 ? 1 - logit / softcap * (logit / softcap) : 1; }

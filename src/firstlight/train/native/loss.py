@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from firstlight.runtime.native.library import Unavailable, load_library
+from firstlight.runtime.native.library import library_of, why_not
 
 SOURCE = Path(__file__).with_name("loss.cpp")
 
@@ -24,8 +24,7 @@ def why_not_native_loss(*, device_type: str, dtype: torch.dtype) -> str | None:
         return f"native code is for CPUs, not {device_type}"
     if dtype not in FUNCTIONS:
         return f"the native kernel knows float32 and bfloat16, not {dtype}"
-    found = load_library(SOURCE)
-    return found.reason if isinstance(found, Unavailable) else None
+    return why_not(SOURCE)
 
 
 def native_loss(z_RV: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor, softcap: float) -> torch.Tensor:
@@ -59,9 +58,7 @@ def _losses(
     if R and int(targets_R.max()) >= V:
         raise ValueError(f"target {int(targets_R.max())} is none of {V} ids")
     losses_R = torch.empty(R, dtype=torch.float32, device="cpu")
-    library = load_library(SOURCE)
-    assert not isinstance(library, Unavailable)
-    function = getattr(library, FUNCTIONS[z_RV.dtype])
+    function = getattr(library_of(SOURCE), FUNCTIONS[z_RV.dtype])
     function.argtypes = _ARGUMENTS
     function(
         z_RV.data_ptr(), z_RV.stride(0), targets_R.data_ptr(), weights_R.data_ptr(), R, V, softcap, with_gradient,

@@ -1,0 +1,151 @@
+// What stands between the products of a layer, forward and backward, in float32: each array is read once and written once.
+//
+//     norm:          n = x / r, r = sqrt(mean(x^2) + eps)     dx = (dn - n mean(n dn)) / r, and what came past the branch
+//     squared relu:  a = max(h, 0)^2                          dh = 2 max(h, 0) da
+//     gated:         a = g s(g) u, s(g) = 1 / (1 + exp(-g))   dg = u s(g) (1 + g (1 - s(g))) da, du = g s(g) da
+//
+// Shapes: N tokens, D width.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "vectors.h"
+
+namespace {
+
+// A NaN stays one.
+inline Vec positive(Vec x) { return x < 0.0f ? Vec{} : x; }
+inline float positive(float x) { return x < 0 ? 0 : x; }
+
+// A group of logits from x becomes s(x).
+inline void sigmoid(const Vec* x, Vec* s) {
+  // Beyond it s would be below 1e-34.
+  EACH s[i] = x[i] < -80.0f ? Vec{} + 80.0f : -x[i];
+  exponentiate<GROUP>(s);
+  EACH s[i] = reciprocal(1.0f + s[i]);
+}
+
+// `count` numbers, at most a group.
+inline void load_some(const float* from, int64_t count, Vec* x) {
+  alignas(64) float some[GROUP_NUMBERS] = {};
+  std::copy(from, from + count, some);
+  EACH x[i] = load(some + i * LANES);
+}
+
+inline void store_some(float* to, int64_t count, const Vec* x) {
+  alignas(64) float some[GROUP_NUMBERS];
+  EACH store(some + i * LANES, x[i]);
+  std::copy(some, some + count, to);
+}
+
+// The part of `count` numbers that is this thread's: whole vectors, but for the last part.
+struct Part {
+  int64_t first, last;
+  explicit Part(int64_t count) {
+    const int64_t vectors = (count + LANES - 1) / LANES, thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    first = std::min(count, vectors * thread / threads * LANES);
+    last = std::min(count, vectors * (thread + 1) / threads * LANES);
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// n (N,D) and 1 / r (N) of x (N,D).
+void norm_forward(const float* x, int64_t N, int32_t D, float eps, float* n, float* inverse, int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t t = 0; t < N; t++) {
+    const float* from = x + t * D;
+    float* to = n + t * D;
+    const float by = inverse[t] = 1 / std::sqrt(dot(from, from, D) / D + eps);
+    for (int j = 0; j < D; j++) to[j] = from[j] * by;
+  }
+}
+
+// d (N,D), the gradient of n, becomes that of x, plus past (N,D), which is the gradient of x along another way.
+void norm_backward(float* d, const float* n, const float* inverse, const float* past, int64_t N, int32_t D, int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t t = 0; t < N; t++) {
+    float* row = d + t * D;
+    const float *normed = n + t * D, *other = past + t * D;
+    const float mean = dot(row, normed, D) / D, by = inverse[t];
+    for (int j = 0; j < D; j++) row[j] = other[j] + (row[j] - normed[j] * mean) * by;
+  }
+}
+
+// a of h; they may be the same array.
+void squared_relu_forward(const float* h, int64_t count, float* a, int32_t threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    const Part part(count);
+    int64_t i = part.first;
+    for (; i + LANES <= part.last; i += LANES) {
+      const Vec x = positive(load(h + i));
+      store(a + i, x * x);
+    }
+    for (; i < part.last; i++) a[i] = positive(h[i]) * positive(h[i]);
+  }
+}
+
+// d, the gradient of a, becomes that of h; and h becomes a.
+void squared_relu_backward(float* h, int64_t count, float* d, int32_t threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    const Part part(count);
+    int64_t i = part.first;
+    for (; i + LANES <= part.last; i += LANES) {
+      const Vec x = positive(load(h + i));
+      store(h + i, x * x);
+      store(d + i, 2.0f * x * load(d + i));
+    }
+    for (; i < part.last; i++) {
+      const float x = positive(h[i]);
+      h[i] = x * x;
+      d[i] *= 2 * x;
+    }
+  }
+}
+
+// a of g and u; it may be one of them.
+void gated_forward(const float* g, const float* u, int64_t count, float* a, int32_t threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    const Part part(count);
+    for (int64_t at = part.first; at < part.last; at += GROUP_NUMBERS) {
+      const int64_t size = std::min<int64_t>(GROUP_NUMBERS, part.last - at);
+      Vec x[GROUP], y[GROUP], s[GROUP];
+      load_some(g + at, size, x);
+      load_some(u + at, size, y);
+      sigmoid(x, s);
+      EACH y[i] *= x[i] * s[i];
+      store_some(a + at, size, y);
+    }
+  }
+}
+
+// g and u become their gradients; d, the gradient of a, becomes a.
+void gated_backward(float* g, float* u, int64_t count, float* d, int32_t threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    const Part part(count);
+    for (int64_t at = part.first; at < part.last; at += GROUP_NUMBERS) {
+      const int64_t size = std::min<int64_t>(GROUP_NUMBERS, part.last - at);
+      Vec x[GROUP], y[GROUP], s[GROUP], da[GROUP], found[GROUP];
+      load_some(g + at, size, x);
+      load_some(u + at, size, y);
+      load_some(d + at, size, da);
+      sigmoid(x, s);
+      EACH found[i] = x[i] * s[i] * y[i];
+      store_some(d + at, size, found);
+      EACH found[i] = x[i] * s[i] * da[i];
+      store_some(u + at, size, found);
+      EACH found[i] = y[i] * s[i] * (1.0f + x[i] * (1.0f - s[i])) * da[i];
+      store_some(g + at, size, found);
+    }
+  }
+}
+}
