@@ -71,7 +71,7 @@ def doctor(*, threads: int | None = None, json: bool = False) -> None:
 
 
 def _native_problems(device_type: str) -> dict[str, str]:
-    """Why there is no native code for decoding, the loss or attention in float32, for each that has none. May compile, once
+    """Why there is no native code for decoding, the loss or the layers in float32, for each that has none. May compile, once
     on a machine."""
     import torch
 
@@ -83,7 +83,7 @@ def _native_problems(device_type: str) -> dict[str, str]:
     found = {
         "decoding": why_not_native(**sizes),
         "loss": why_not_native_loss(**sizes),
-        "attention": why_not_native_layers() if device_type == "cpu" else None,
+        "layers": why_not_native_layers() if device_type == "cpu" else None,
     }
     return {part: reason for part, reason in found.items() if reason is not None}
 
@@ -91,7 +91,7 @@ def _native_problems(device_type: str) -> dict[str, str]:
 def _native(problems: dict[str, str]) -> str:
     """The row about native code."""
     if not problems:
-        return "decoding, loss and float32 attention"
+        return "decoding, loss and float32 layers"
     reasons = dict.fromkeys(problems.values())
     return f"none for {', '.join(problems)}: {'; '.join(reasons)}"
 

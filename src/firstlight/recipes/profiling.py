@@ -33,9 +33,10 @@ OTHER, BETWEEN = "other operators", "Python and waiting"
 KINDS = (MATRICES, ATTENTION, LOSS_KERNEL, COMPILED, OPTIMIZER_KIND, COPIES, OTHER, BETWEEN)
 
 _MATRICES = ("aten::mm", "aten::addmm", "aten::linear", "aten::_scaled_mm", "mkldnn::_linear", "mkl::_mkl_linear")
-# The native kernel with norm and rotation; of torch's kernels what is not fused into other compiled code.
+# The native kernel with norms and rotation; of torch's kernels what is not fused into other compiled code.
 _ATTENTION = (
     "firstlight::attention",
+    "_AttentionBranch",
     "aten::bmm",
     "aten::baddbmm",
     "aten::_scaled_dot_product",
@@ -43,7 +44,9 @@ _ATTENTION = (
     "aten::_efficient_att",
 )
 _COPIES = ("aten::copy_", "aten::_to_copy", "aten::to", "aten::clone", "aten::contiguous", "aten::_foreach_copy_")
-_COMPILED = ("## Call CompiledFxGraph", "CompiledFunction", "Torch-Compiled Region", "triton_")
+_COMPILED = (
+    "## Call CompiledFxGraph", "CompiledFunction", "Torch-Compiled Region", "triton_", "_MLPBranch", "_GatedBranch", "_Norm",
+)  # fmt: skip
 
 
 def kind_of(names: Sequence[str]) -> str:
@@ -53,6 +56,8 @@ def kind_of(names: Sequence[str]) -> str:
     'matrix products'
     >>> kind_of(["aten::bmm", "firstlight optimizer", "firstlight step"])
     'optimizer, with its products'
+    >>> kind_of(["_MLPBranchBackward", "firstlight step"]), kind_of(["aten::mm", "_MLPBranchBackward", "firstlight step"])
+    ('other compiled code', 'matrix products')
     """
     own = names[0]
     if OPTIMIZER in names:

@@ -157,7 +157,8 @@ class MachineSettings:
     fp8: bool = False
     """Multiply the blocks' matrices in 8-bit floating point while training (NVIDIA GPUs from compute capability 8.9)."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile: auto is on where a compiler is found and the run is long enough to pay for it."""
+    """torch.compile: auto is on where a compiler is found and the run is long enough to pay for it; off in float32 on a CPU,
+    whose layers are native code."""
     activation_checkpointing: bool = False
     """Keep one activation a block and compute the others again: less memory, about a third more time."""
     threads: int | None = None

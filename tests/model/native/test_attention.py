@@ -88,6 +88,25 @@ def test_what_is_in_another_layout_is_read_rightly() -> None:
         assert torch.equal(ours, theirs)
 
 
+def test_columns_of_one_matrix_are_read_and_written_where_they_lie() -> None:
+    B, T, H, G, K = 2, 33, 4, 2, 16
+    tensors, dy = case(B, T, H, G, K)
+    expected = values_and_gradients(lambda *x: attend_natively(*x, gain=1.0), tensors, dy)
+    together, gradients = torch.cat([x.flatten(2) for x in tensors[:3]], -1), torch.full((B, T, 8 * K + 1), 7.0)
+    parts = [x.unflatten(2, (-1, K)) for x in together.split((H * K, G * K, G * K), -1)]
+    y, log_sums = attention.attention_forward(*parts, *tensors[3:], 1.0)
+    assert torch.equal(y, expected[0])
+    # One column more than there are heads: it stays as it is, and another row length is refused.
+    into = tuple(x.unflatten(2, (-1, K)) for x in gradients[..., :-1].split((H * K, G * K, G * K), -1))
+    with pytest.raises(ValueError, match="must lie as these do"):
+        attention.attention_backward_into(into, (*parts, *tensors[3:]), 1.0, y, log_sums, dy)
+    wider = torch.cat((together, torch.zeros(B, T, 1)), -1)[..., :-1]
+    parts = [x.unflatten(2, (-1, K)) for x in wider.split((H * K, G * K, G * K), -1)]
+    attention.attention_backward_into(into, (*parts, *tensors[3:]), 1.0, y, log_sums, dy)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(into, expected[1:], strict=True))
+    assert (gradients[..., -1] == 7).all()
+
+
 @pytest.fixture
 def threads() -> Iterator[None]:
     before = torch.get_num_threads()

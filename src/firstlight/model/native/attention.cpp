@@ -12,6 +12,7 @@
 //
 // Shapes: B rows, T tokens, H query heads, G key/value heads, R = H/G, K head size, J = K/2, N queries of a block.
 // q, y and their gradients (B,T,H,K), k, v and theirs (B,T,G,K), log_sums m + log z (B,H,T), cosine and sine (T,J).
+// Tokens of q, k and v, and of their gradients, lie a row of numbers apart: they may be columns of one matrix.
 
 #include <omp.h>
 
@@ -26,7 +27,7 @@ extern "C" {
 
 struct Attention {
   const float *q, *k, *v, *cosine, *sine;
-  int32_t B, T, H, G, K;
+  int32_t B, T, H, G, K, q_row, k_row, v_row;
   float gain, eps;
   void* sgemm;
   int32_t num_threads;
@@ -129,25 +130,26 @@ inline void exponentiate_row(float* row, int seen, int end, float shift) {
 // A block of queries: tokens `first` to `last` of head h, which read the keys up to `last`.
 struct Block {
   int b, h, first, last;
-  int64_t query, sums;
+  int64_t query, result, sums;
   Block(const Attention& a, int b, int h, int index) : b(b), h(h), first(index * BLOCK), last(std::min(a.T, first + BLOCK)) {
-    query = ((int64_t)(b * a.T + first) * a.H + h) * a.K;
+    query = (int64_t)(b * a.T + first) * a.q_row + h * a.K;
+    result = ((int64_t)(b * a.T + first) * a.H + h) * a.K;
     sums = (int64_t)(b * a.H + h) * a.T + first;
   }
   int size() const { return last - first; }
 };
 
 inline int num_blocks(const Attention& a) { return (a.T + BLOCK - 1) / BLOCK; }
-inline int64_t key_at(const Attention& a, int b, int g) { return ((int64_t)b * a.T * a.G + g) * a.K; }
+inline int64_t key_at(const Attention& a, int row, int b, int g) { return (int64_t)b * a.T * row + g * a.K; }
 // A row of scores has room for whole groups; and rows are not a power of two apart, where they would fall on the same lines of
 // the cache.
 inline int score_stride(const Attention& a) { return (a.T + GROUP_NUMBERS - 1) / GROUP_NUMBERS * GROUP_NUMBERS + LANES; }
 
 inline void turn_keys(const Attention& a, int b, int g, float* keys) {
-  const float* k = a.k + key_at(a, b, g);
+  const float* k = a.k + key_at(a, a.k_row, b, g);
   for (int t = 0; t < a.T; t++) {
-    look_ahead(k + (int64_t)t * a.G * a.K, a.G * a.K, a.K);
-    turn(a, k + (int64_t)t * a.G * a.K, t, a.gain, keys + (int64_t)t * a.K);
+    look_ahead(k + (int64_t)t * a.k_row, a.k_row, a.K);
+    turn(a, k + (int64_t)t * a.k_row, t, a.gain, keys + (int64_t)t * a.K);
   }
 }
 
@@ -155,8 +157,8 @@ inline void turn_keys(const Attention& a, int b, int g, float* keys) {
 inline void score(const Attention& a, const Block& block, const float* keys, float* queries, float* scores) {
   const float scale = a.gain / std::sqrt((float)a.K);
   for (int n = 0; n < block.size(); n++) {
-    const float* q = a.q + block.query + (int64_t)n * a.H * a.K;
-    look_ahead(q, a.H * a.K, a.K);
+    const float* q = a.q + block.query + (int64_t)n * a.q_row;
+    look_ahead(q, a.q_row, a.K);
     turn(a, q, block.first + n, scale, queries + (int64_t)n * a.K);
   }
   product(a, block.size(), block.last, a.K, Matrix{queries, a.K}, Matrix{keys, a.K}.transposed(), 0, scores, score_stride(a));
@@ -180,8 +182,8 @@ inline void attend(const Attention& a, const Block& block, const float* keys, fl
     inverse[n] = 1 / sum;
     log_sums[block.sums + n] = largest + std::log(sum);
   }
-  float* to = y + block.query;
-  const Matrix values{a.v + key_at(a, block.b, block.h / (a.H / a.G)), a.G * K};
+  float* to = y + block.result;
+  const Matrix values{a.v + key_at(a, a.v_row, block.b, block.h / (a.H / a.G)), a.v_row};
   product(a, block.size(), K, block.last, Matrix{scores, stride}, values, 0, to, a.H * K);
   for (int n = 0; n < block.size(); n++)
     for (int j = 0; j < K; j++) to[(int64_t)n * a.H * K + j] *= inverse[n];
@@ -197,25 +199,25 @@ struct BackRoom {
 // adds: to what keys and values have got; otherwise theirs is written.
 inline void attend_back(const Attention& a, const Block& block, bool adds, const float* y, const float* log_sums, const float* dy,
                         BackRoom& room, float* dq, float* dv) {
-  const int stride = score_stride(a), N = block.size(), K = a.K, HK = a.H * K, GK = a.G * K;
+  const int stride = score_stride(a), N = block.size(), K = a.K, HK = a.H * K;
   const float keep = adds ? 1 : 0, scale = a.gain / std::sqrt((float)K);
-  const int64_t group = key_at(a, block.b, block.h / (a.H / a.G));
-  const Matrix dy_block{dy + block.query, HK}, values{a.v + group, GK}, scores{room.scores.data, stride}, slopes{room.slopes.data, stride};
+  const int64_t group = key_at(a, a.v_row, block.b, block.h / (a.H / a.G));
+  const Matrix dy_block{dy + block.result, HK}, values{a.v + group, a.v_row}, scores{room.scores.data, stride}, slopes{room.slopes.data, stride};
   score(a, block, room.keys.data, room.queries.data, room.scores.data);
   product(a, N, block.last, K, dy_block, values.transposed(), 0, room.slopes.data, stride);
   for (int n = 0; n < N; n++) {
     float *p = room.scores.data + (int64_t)n * stride, *slope = room.slopes.data + (int64_t)n * stride;
-    look_ahead(y + block.query + (int64_t)n * HK, HK, K);
-    const float d = dot(dy_block.data + (int64_t)n * HK, y + block.query + (int64_t)n * HK, K), log_sum = log_sums[block.sums + n];
+    look_ahead(y + block.result + (int64_t)n * HK, HK, K);
+    const float d = dot(dy_block.data + (int64_t)n * HK, y + block.result + (int64_t)n * HK, K), log_sum = log_sums[block.sums + n];
     const int seen = block.first + n + 1;
     exponentiate_row(p, seen, block.last, log_sum);
     for (int j = 0; j < block.last; j++) slope[j] = p[j] * (slope[j] - d);
   }
-  product(a, block.last, K, N, scores.transposed(), dy_block, keep, dv + group, GK);
+  product(a, block.last, K, N, scores.transposed(), dy_block, keep, dv + group, a.v_row);
   product(a, block.last, K, N, slopes.transposed(), Matrix{room.queries.data, K}, keep, room.dkeys.data, K);
   product(a, N, K, block.last, slopes, Matrix{room.keys.data, K}, 0, room.dqueries.data, K);
   for (int n = 0; n < N; n++) {
-    const int64_t at = block.query + (int64_t)n * HK;
+    const int64_t at = block.query + (int64_t)n * a.q_row;
     turn_back(a, a.q + at, block.first + n, scale, room.dqueries.data + (int64_t)n * K, dq + at);
   }
 }
@@ -262,7 +264,7 @@ void attention_backward(const Attention* arguments, const float* y, const float*
         for (int index = last; index >= 0; index--)
           attend_back(a, Block(a, b, h, index), h > g * R || index < last, y, log_sums, dy, room, dq, dv);
       for (int t = 0; t < a.T; t++) {
-        const int64_t at = key_at(a, b, g) + (int64_t)t * a.G * a.K;
+        const int64_t at = key_at(a, a.k_row, b, g) + (int64_t)t * a.k_row;
         turn_back(a, a.k + at, t, a.gain, room.dkeys.data + (int64_t)t * a.K, dk + at);
       }
     }

@@ -10,6 +10,7 @@ Shapes: B rows, T tokens, H query heads, G key/value heads, K head size, J = K/2
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_void_p
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ BLOCK_ROWS = 64
 class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("q", "k", "v", "cosine", "sine")),
-        *((name, c_int32) for name in ("B", "T", "H", "G", "K")),
+        *((name, c_int32) for name in ("B", "T", "H", "G", "K", "q_row", "k_row", "v_row")),
         *((name, c_float) for name in ("gain", "eps")),
         ("sgemm", c_void_p),
         ("num_threads", c_int32),
@@ -67,10 +68,13 @@ def attention_forward(
     sin_TJ: torch.Tensor,
     gain: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The result of `attend_natively`, and what its backward pass needs: each query's log of the sum of exponentials (B,H,T)."""
+    """The result of `attend_natively`, and what its backward pass needs: each query's log of the sum of exponentials (B,H,T).
+
+    q, k and v may be columns of one matrix.
+    """
     B, T, H, _ = q_BTHK.shape
-    tensors = [x.contiguous() for x in (q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ)]
-    y_BTHK = torch.empty_like(tensors[0])
+    tensors = _readable(q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ)
+    y_BTHK = torch.empty_like(q_BTHK, memory_format=torch.contiguous_format)
     log_sums_BHT = q_BTHK.new_empty(B, H, T)
     arguments = _arguments(tensors, gain)
     if y_BTHK.numel() == 0:
@@ -92,15 +96,30 @@ def attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of q, k and v, from the arguments and results of `attention_forward` and the result's gradient."""
     tensors = [x.contiguous() for x in (q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ)]
-    given = [x.contiguous() for x in (y_BTHK, log_sums_BHT, dy_BTHK)]
     dq_BTHK, dk_BTGK, dv_BTGK = (torch.empty_like(x) for x in tensors[:3])
-    arguments = _arguments(tensors, gain)
-    if dq_BTHK.numel() == 0:
-        return dq_BTHK, dk_BTGK, dv_BTGK
-    library_of(SOURCE).attention_backward(
-        ctypes.byref(arguments), *map(_pointer, given), *map(_pointer, (dq_BTHK, dk_BTGK, dv_BTGK))
-    )
+    attention_backward_into((dq_BTHK, dk_BTGK, dv_BTGK), tensors, gain, y_BTHK, log_sums_BHT, dy_BTHK)
     return dq_BTHK, dk_BTGK, dv_BTGK
+
+
+def attention_backward_into(
+    gradients: tuple[torch.Tensor, ...],
+    tensors: Sequence[torch.Tensor],
+    gain: float,
+    y_BTHK: torch.Tensor,
+    log_sums_BHT: torch.Tensor,
+    dy_BTHK: torch.Tensor,
+) -> None:
+    """The same, written to where the caller wants it. tensors: q, k, v, cosine, sine; gradients lie as q, k and v do.
+
+    Raises ValueError where they do not.
+    """
+    given = [x.contiguous() for x in (y_BTHK, log_sums_BHT, dy_BTHK)]
+    tensors = _readable(*tensors)
+    if any(d.stride() != x.stride() or d.shape != x.shape for d, x in zip(gradients, tensors, strict=False)):
+        raise ValueError("gradients of q, k and v must lie as these do")
+    arguments = _arguments(tensors, gain)
+    if dy_BTHK.numel() > 0:
+        library_of(SOURCE).attention_backward(ctypes.byref(arguments), *map(_pointer, given), *map(_pointer, gradients))
 
 
 # The same as operations of torch's, which compiled code can call. Called as they stand they would import torch's compiler,
@@ -153,8 +172,18 @@ def _gradients(ctx: Any, dy_BTHK: torch.Tensor | None, _: torch.Tensor | None) -
 _forward.register_autograd(_gradients, setup_context=_keep)
 
 
+def _readable(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The same numbers as native code can read them: heads of a token one behind another, tokens a row apart."""
+
+    def is_in_rows(x: torch.Tensor) -> bool:
+        strides = x.stride()
+        return x.dim() == 4 and strides[2:] == (x.shape[3], 1) and strides[0] == x.shape[1] * strides[1]
+
+    return [x if is_in_rows(x) else x.contiguous() for x in tensors]
+
+
 def _arguments(tensors: list[torch.Tensor], gain: float) -> _Attention:
-    """tensors: q, k, v, cosine, sine, contiguous; the structure holds their addresses only.
+    """tensors: q, k, v, cosine, sine, as `_readable` gives them; the structure holds their addresses only.
 
     Raises ValueError for tensors that do not belong together.
     """
@@ -171,7 +200,8 @@ def _arguments(tensors: list[torch.Tensor], gain: float) -> _Attention:
     if not cos_TJ.shape == tensors[4].shape == (T, K // 2):
         raise ValueError(f"angles of {T} tokens and {K // 2} pairs are needed, not {tuple(cos_TJ.shape)}")
     addresses = [x.data_ptr() for x in tensors]
-    return _Attention(*addresses, B, T, H, G, K, gain, NORM_EPS, find_sgemm(), torch.get_num_threads())
+    rows = [x.stride(1) for x in tensors[:3]]
+    return _Attention(*addresses, B, T, H, G, K, *rows, gain, NORM_EPS, find_sgemm(), torch.get_num_threads())
 
 
 def _pointer(x: torch.Tensor) -> c_void_p:

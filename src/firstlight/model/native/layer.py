@@ -8,7 +8,7 @@ between any two operations; here as little is kept as the backward pass can do w
 Nothing has to be compiled for a model, and no submodule is called: hooks see nothing. A backward pass can be taken once. The oracle is `firstlight.model.gpt.Block`.
 
 Shapes: B rows, T tokens, N = B * T, D width, H query heads, G key/value heads, K head size, C = G * K, F inner width,
-E channels that the gate of value embeddings reads.
+E channels that the gate of value embeddings reads, X = D + 2 C.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from firstlight.model.native.attention import attention_backward, attention_forward, why_not_native_attention
+from firstlight.model.native.attention import attention_backward_into, attention_forward, why_not_native_attention
 from firstlight.model.precision import NORM_EPS
 from firstlight.runtime.native.library import library_of, why_not
 
@@ -101,9 +101,8 @@ class _AttentionBranch(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         B, T, D = x_BTD.shape
         n_ND, inverse_N = _normed(x_BTD)
-        q_BTHK, k_BTGK, v_BTGK = (
-            torch.mm(n_ND, w.T).view(B, T, len(w) // head_dim, head_dim) for w in (q_DD, k_CD, v_CD)
-        )
+        qkv_NX = torch.mm(n_ND, torch.cat((q_DD, k_CD, v_CD)).T)
+        q_BTHK, k_BTGK, v_BTGK = _heads(qkv_NX, B, T, len(k_CD), head_dim)
         gate_NG1 = None
         if value_embed_BTC is not None:
             v_NGK = v_BTGK.flatten(0, 1)
@@ -111,7 +110,7 @@ class _AttentionBranch(torch.autograd.Function):
             v_NGK.addcmul_(gate_NG1, value_embed_BTC.reshape(v_NGK.shape))
         y_BTHK, log_sums_BHT = attention_forward(q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ, gain)
         ctx.save_for_backward(
-            n_ND, inverse_N, q_BTHK, k_BTGK, v_BTGK, y_BTHK, log_sums_BHT, cos_TJ, sin_TJ,
+            n_ND, inverse_N, qkv_NX, y_BTHK, log_sums_BHT, cos_TJ, sin_TJ,
             q_DD, k_CD, v_CD, out_DD, gate_GE, gate_NG1, value_embed_BTC,
         )  # fmt: skip
         ctx.gain = gain
@@ -121,18 +120,18 @@ class _AttentionBranch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         (
-            n_ND, inverse_N, q_BTHK, k_BTGK, v_BTGK, y_BTHK, log_sums_BHT, cos_TJ, sin_TJ,
+            n_ND, inverse_N, qkv_NX, y_BTHK, log_sums_BHT, cos_TJ, sin_TJ,
             q_DD, k_CD, v_CD, out_DD, gate_GE, gate_NG1, value_embed_BTC,
         ) = ctx.saved_tensors  # fmt: skip
         dx_ND = grad_outputs[0].reshape(n_ND.shape)
         dout_DD = torch.mm(dx_ND.T, y_BTHK.view(n_ND.shape))
-        dheads = attention_backward(
-            q_BTHK, k_BTGK, v_BTGK, cos_TJ, sin_TJ, ctx.gain, y_BTHK, log_sums_BHT,
-            torch.mm(dx_ND, out_DD).view_as(y_BTHK),
-        )  # fmt: skip
-        dq_ND, dk_NC, dv_NC = (d.flatten(0, 1).flatten(1) for d in dheads)
-        dn_ND = torch.mm(dq_ND, q_DD)
-        dn_ND.addmm_(dk_NC, k_CD).addmm_(dv_NC, v_CD)
+        B, T, _, K = y_BTHK.shape
+        dqkv_NX = torch.empty_like(qkv_NX)
+        heads, dheads = (_heads(x, B, T, len(k_CD), K) for x in (qkv_NX, dqkv_NX))
+        dy_BTHK = torch.mm(dx_ND, out_DD).view_as(y_BTHK)
+        attention_backward_into(dheads, (*heads, cos_TJ, sin_TJ), ctx.gain, y_BTHK, log_sums_BHT, dy_BTHK)
+        dn_ND = torch.mm(dqkv_NX, torch.cat((q_DD, k_CD, v_CD)))
+        dweights = torch.mm(dqkv_NX.T, n_ND).split((len(q_DD), len(k_CD), len(v_CD)))
         dgate_GE = dvalue_embed_BTC = None
         if gate_NG1 is not None:
             dv_NGK = dheads[2].flatten(0, 1)
@@ -144,8 +143,7 @@ class _AttentionBranch(torch.autograd.Function):
             dn_ND[:, : gate_GE.shape[1]] += dz_NG @ gate_GE
         _norm_backward_(dn_ND, n_ND, inverse_N, dx_ND)
         return (
-            dn_ND.view_as(grad_outputs[0]), torch.mm(dq_ND.T, n_ND), torch.mm(dk_NC.T, n_ND), torch.mm(dv_NC.T, n_ND),
-            dout_DD, dgate_GE, dvalue_embed_BTC, None, None, None, None,
+            dn_ND.view_as(grad_outputs[0]), *dweights, dout_DD, dgate_GE, dvalue_embed_BTC, None, None, None, None,
         )  # fmt: skip
 
 
@@ -203,6 +201,12 @@ class _GatedBranch(torch.autograd.Function):
         dgate_FD, dup_FD = torch.mm(dg_NF.T, n_ND), torch.mm(du_NF.T, n_ND)
         _norm_backward_(dn_ND, n_ND, inverse_N, dx_ND)
         return dn_ND.view_as(grad_outputs[0]), dgate_FD, dup_FD, ddown_DF
+
+
+def _heads(qkv_NX: torch.Tensor, B: int, T: int, C: int, K: int) -> tuple[torch.Tensor, ...]:
+    """Views (B,T,H,K), (B,T,G,K), (B,T,G,K) of a matrix whose columns are queries, keys and values."""
+    parts = qkv_NX.split((qkv_NX.shape[1] - 2 * C, C, C), dim=1)
+    return tuple(part.unflatten(1, (part.shape[1] // K, K)).unflatten(0, (B, T)) for part in parts)
 
 
 def _saved_once(ctx: Any) -> tuple[torch.Tensor, ...]:
