@@ -1,6 +1,7 @@
 // What stands between the products of a layer, forward and backward, in float32: each array is read once and written once.
 //
 //     norm:          n = x / r, r = sqrt(mean(x^2) + eps)     dx = (dn - n mean(n dn)) / r, and what came past the branch
+//     value gate:    v + gate e                               de = gate dv, dgate = sum of dv e
 //     squared relu:  a = max(h, 0)^2                          dh = 2 max(h, 0) da
 //     gated:         a = g s(g) u, s(g) = 1 / (1 + exp(-g))   dg = u s(g) (1 + g (1 - s(g))) da, du = g s(g) da
 //
@@ -66,15 +67,35 @@ void norm_forward(const float* x, int64_t N, int32_t D, float eps, float* n, flo
   }
 }
 
-// d (N,D), the gradient of n, becomes that of x, plus past (N,D), which is the gradient of x along another way.
-void norm_backward(float* d, const float* n, const float* inverse, const float* past, int64_t N, int32_t D, int32_t threads) {
+// dx (N,D) of dn (N,D), which it may overwrite, plus past (N,D), the gradient of x along another way, or a null pointer.
+void norm_backward(const float* dn, const float* n, const float* inverse, const float* past, int64_t N, int32_t D, float* dx,
+                   int32_t threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t t = 0; t < N; t++) {
-    float* row = d + t * D;
-    const float *normed = n + t * D, *other = past + t * D;
-    const float mean = dot(row, normed, D) / D, by = inverse[t];
-    for (int j = 0; j < D; j++) row[j] = other[j] + (row[j] - normed[j] * mean) * by;
+    const float *from = dn + t * D, *normed = n + t * D;
+    float* to = dx + t * D;
+    const float mean = dot(from, normed, D) / D, by = inverse[t];
+    if (past) {
+      const float* other = past + t * D;
+      for (int j = 0; j < D; j++) to[j] = other[j] + (from[j] - normed[j] * mean) * by;
+    } else {
+      for (int j = 0; j < D; j++) to[j] = (from[j] - normed[j] * mean) * by;
+    }
   }
+}
+
+// Of v + gate e, for each of G heads with K numbers: de (N,G,K) and dgate (N,G). Rows of dv lie v_row apart.
+void gate_backward(const float* dv, int64_t v_row, const float* e, const float* gate, int64_t N, int32_t G, int32_t K, float* de,
+                   float* dgate, int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t t = 0; t < N; t++)
+    for (int g = 0; g < G; g++) {
+      const float* from = dv + t * v_row + g * K;
+      const float by = gate[t * G + g];
+      const int64_t at = (t * G + g) * K;
+      dgate[t * G + g] = dot(from, e + at, K);
+      for (int j = 0; j < K; j++) de[at + j] = from[j] * by;
+    }
 }
 
 // a of h; they may be the same array.

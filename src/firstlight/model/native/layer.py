@@ -61,7 +61,10 @@ def attention_branch(
 
     value_embed_BTC: added to the values, times 2 sigmoid of what the gate says of each head; with a gate only.
     """
-    value_embed_BTC = None if weights.gate_GE is None else value_embed_BTC
+    if weights.gate_GE is None:
+        value_embed_BTC = None
+    elif value_embed_BTC is not None:
+        value_embed_BTC = value_embed_BTC.contiguous()
     return _apply(_AttentionBranch, x_BTD.contiguous(), *weights, value_embed_BTC, cos_TJ, sin_TJ, head_dim, gain)
 
 
@@ -88,10 +91,10 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> torch.Tensor:  # pyrefly: ignore[bad-override]
         n_ND, inverse_N = ctx.saved_tensors
-        dy_BTD = grad_outputs[0]
-        dx_ND = dy_BTD.reshape(n_ND.shape).clone()
-        _norm_backward_(dx_ND, n_ND, inverse_N, torch.zeros_like(dx_ND))
-        return dx_ND.view_as(dy_BTD)
+        dy_ND = grad_outputs[0].reshape(n_ND.shape).contiguous()
+        dx_ND = torch.empty_like(dy_ND)
+        _norm_backward(dy_ND, n_ND, inverse_N, None, into=dx_ND)
+        return dx_ND.view_as(grad_outputs[0])
 
 
 class _AttentionBranch(torch.autograd.Function):
@@ -123,7 +126,7 @@ class _AttentionBranch(torch.autograd.Function):
             n_ND, inverse_N, qkv_NX, y_BTHK, log_sums_BHT, cos_TJ, sin_TJ,
             q_DD, k_CD, v_CD, out_DD, gate_GE, gate_NG1, value_embed_BTC,
         ) = ctx.saved_tensors  # fmt: skip
-        dx_ND = grad_outputs[0].reshape(n_ND.shape)
+        dx_ND = grad_outputs[0].reshape(n_ND.shape).contiguous()
         dout_DD = torch.mm(dx_ND.T, y_BTHK.view(n_ND.shape))
         B, T, _, K = y_BTHK.shape
         dqkv_NX = torch.empty_like(qkv_NX)
@@ -134,14 +137,17 @@ class _AttentionBranch(torch.autograd.Function):
         dweights = torch.mm(dqkv_NX.T, n_ND).split((len(q_DD), len(k_CD), len(v_CD)))
         dgate_GE = dvalue_embed_BTC = None
         if gate_NG1 is not None:
-            dv_NGK = dheads[2].flatten(0, 1)
-            dgate_NG1 = (dv_NGK * value_embed_BTC.reshape(dv_NGK.shape)).sum(-1, keepdim=True)
-            dvalue_embed_BTC = (dv_NGK * gate_NG1).view_as(value_embed_BTC)
+            dvalue_embed_BTC, dgate_NG1 = torch.empty_like(value_embed_BTC), torch.empty_like(gate_NG1)
+            library_of(SOURCE).gate_backward(
+                _pointer(dheads[2]), c_int64(dqkv_NX.stride(0)), _pointer(value_embed_BTC), _pointer(gate_NG1),
+                c_int64(len(n_ND)), c_int32(gate_NG1.shape[1]), c_int32(K), _pointer(dvalue_embed_BTC),
+                _pointer(dgate_NG1), _threads(),
+            )  # fmt: skip
             # 2 s' = 2 s (1 - s) for the gate 2 s.
             dz_NG = (dgate_NG1 * gate_NG1 * (1 - gate_NG1 / 2)).squeeze(-1)
             dgate_GE = torch.mm(dz_NG.T, n_ND[:, : gate_GE.shape[1]])
             dn_ND[:, : gate_GE.shape[1]] += dz_NG @ gate_GE
-        _norm_backward_(dn_ND, n_ND, inverse_N, dx_ND)
+        _norm_backward(dn_ND, n_ND, inverse_N, dx_ND, into=dn_ND)
         return (
             dn_ND.view_as(grad_outputs[0]), *dweights, dout_DD, dgate_GE, dvalue_embed_BTC, None, None, None, None,
         )  # fmt: skip
@@ -169,7 +175,7 @@ class _MLPBranch(torch.autograd.Function):
         ddown_DF = torch.mm(dx_ND.T, a_NF)
         dup_FD = torch.mm(dh_NF.T, n_ND)
         dn_ND = torch.mm(dh_NF, up_FD)
-        _norm_backward_(dn_ND, n_ND, inverse_N, dx_ND)
+        _norm_backward(dn_ND, n_ND, inverse_N, dx_ND, into=dn_ND)
         return dn_ND.view_as(grad_outputs[0]), dup_FD, ddown_DF
 
 
@@ -199,7 +205,7 @@ class _GatedBranch(torch.autograd.Function):
         ddown_DF = torch.mm(dx_ND.T, a_NF)
         dn_ND = torch.mm(dg_NF, gate_FD).addmm_(du_NF, up_FD)
         dgate_FD, dup_FD = torch.mm(dg_NF.T, n_ND), torch.mm(du_NF.T, n_ND)
-        _norm_backward_(dn_ND, n_ND, inverse_N, dx_ND)
+        _norm_backward(dn_ND, n_ND, inverse_N, dx_ND, into=dn_ND)
         return dn_ND.view_as(grad_outputs[0]), dgate_FD, dup_FD, ddown_DF
 
 
@@ -238,12 +244,19 @@ def _normed(x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return n_ND, inverse_N
 
 
-def _norm_backward_(d_ND: torch.Tensor, n_ND: torch.Tensor, inverse_N: torch.Tensor, past_ND: torch.Tensor) -> None:
-    """The gradient of n becomes that of x, plus ``past_ND``, which came past the branch."""
-    past_ND = past_ND.contiguous()
+def _norm_backward(
+    dn_ND: torch.Tensor,
+    n_ND: torch.Tensor,
+    inverse_N: torch.Tensor,
+    past_ND: torch.Tensor | None,
+    *,
+    into: torch.Tensor,
+) -> None:
+    """The gradient of x from that of n, plus ``past_ND``, which came past the branch. ``into`` may be ``dn_ND``."""
     N, D = n_ND.shape
+    past = None if past_ND is None else _pointer(past_ND)
     library_of(SOURCE).norm_backward(
-        _pointer(d_ND), _pointer(n_ND), _pointer(inverse_N), _pointer(past_ND), c_int64(N), c_int32(D), _threads()
+        _pointer(dn_ND), _pointer(n_ND), _pointer(inverse_N), past, c_int64(N), c_int32(D), _pointer(into), _threads()
     )
 
 
