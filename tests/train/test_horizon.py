@@ -48,6 +48,14 @@ def test_momentum_rises_in_the_first_tenth():
     assert horizon.hyper(50).momentum == pytest.approx(0.95)
 
 
+def test_rows_are_in_quarters_then_in_halves_then_whole_by_steps_and_by_the_clock():
+    curve = Curve(0.1, 0.5, 0.05, 0.85, 0.95, 0.0, 1.0, short_rows_frac=0.6)
+    assert [curve.hyper(t, 10).row_parts for t in range(10)] == [4, 4, 4, 2, 2, 2, 1, 1, 1, 1]
+    assert [curve.hyper(t, 100.0).row_parts for t in (0.0, 29.9, 30.0, 59.9, 60.0, 100.0)] == [4, 4, 2, 2, 1, 1]
+    plain = Curve(0.1, 0.5, 0.05, 0.85, 0.95, 0.0, 1.0)
+    assert plain.hyper(0, 10).row_parts == 1
+
+
 def test_clock_horizon_gives_the_same_curve_in_seconds():
     clock = Clock()
     horizon = ClockHorizon(100.0, CURVE, clock=clock)

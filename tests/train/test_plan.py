@@ -118,6 +118,18 @@ def test_auto_is_estimated_like_none_and_the_line_says_that_a_trial_will_decide(
     assert "by trial" not in reasons[1]
 
 
+def test_short_rows_are_a_part_of_the_run_and_need_quarters():
+    sizes = {"vocab_size": 2048, "horizon": Horizon("steps", 100)}
+    plan = make_plan(2, **sizes, seq_len=64, short_rows_frac=0.5)
+    assert plan.short_rows_frac == 0.5
+    assert ("short_rows_frac", "0.5") in [(line.name, line.value) for line in plan.lines]
+    assert "short_rows_frac" not in [line.name for line in make_plan(2, **sizes, seq_len=64).lines]
+    with pytest.raises(ConfigError, match="rows of 62 tokens have no quarters"):
+        make_plan(2, **sizes, seq_len=62, total_batch_size=62, short_rows_frac=0.5)
+    with pytest.raises(ConfigError, match=r"--short-rows-frac 1.5 is outside 0 to 1"):
+        make_plan(2, **sizes, seq_len=64, short_rows_frac=1.5)
+
+
 def test_zero_steps_are_refused():
     with pytest.raises(ConfigError, match="zero steps"):
         make_plan(4, horizon=Horizon("steps", 0))

@@ -222,6 +222,34 @@ def test_one_empty_micro_batch_among_good_ones_does_no_harm():
         assert torch.allclose(results[0][name], results[1][name], atol=1e-6), name
 
 
+def test_rows_in_parts_are_the_same_tokens_as_shorter_rows():
+    config = GPTConfig(vocab_size=64, n_layer=2, n_head=1, n_kv_head=1, n_embd=16, max_seq_len=24)
+    ids = torch.randint(0, 64, (2, 25), generator=torch.Generator().manual_seed(0))
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    updated = []
+    for batch, parts in (
+        (Batch(inputs, targets, Position()), 4),
+        (Batch(inputs.reshape(8, 6), targets.reshape(8, 6), Position()), 1),
+        (Batch(inputs, targets, Position()), 1),
+    ):
+        model = build_gpt(config, seed=0)
+        with torch.no_grad():
+            model.lm_head.weight.normal_(generator=torch.Generator().manual_seed(1))
+            model.transformer.h[0].attn.c_proj.weight.normal_(generator=torch.Generator().manual_seed(2))
+        stats = train_step(model, mixed(model), [batch], CPU, Hyper(row_parts=parts))
+        assert stats.num_targets == stats.num_tokens == 48
+        updated.append((stats.loss_nats, model.lm_head.weight.detach()))
+    assert updated[0][0] == pytest.approx(updated[1][0], rel=1e-6)
+    torch.testing.assert_close(updated[0][1], updated[1][1], rtol=1e-5, atol=1e-6)
+    assert abs(updated[0][0] - updated[2][0]) > 1e-3, "context must matter for this test to mean something"
+
+
+def test_rows_that_have_no_such_parts_are_refused():
+    model = TinyModel()
+    with pytest.raises(RuntimeError, match="invalid for input of size 6"):
+        train_step(model, all_adamw(model), [make_batch()], CPU, Hyper(row_parts=4))
+
+
 def test_no_micro_batch_is_refused():
     with pytest.raises(ValueError, match="no micro-batch"):
         train_step(model := TinyModel(), mixed(model), iter(()), CPU, Hyper())

@@ -1,4 +1,4 @@
-"""What changes during a run: the values that the optimizer gets at every update, and the curves that they follow.
+"""What changes during a run: the values of every update, and the curves that they follow.
 
 The curves are floats in, float out. Time ``t`` may count steps or seconds, as long as the lengths use the same unit, so
 one formula serves a run of N steps and a run of M minutes.
@@ -14,13 +14,14 @@ from firstlight.errors import ConfigError
 
 @dataclass(frozen=True)
 class Hyper:
-    """The optimizer's numbers for one update.
+    """The numbers of one update: the optimizer's, and how rows are cut.
 
     lr_multiplier: factor on every group's own rate, in [0, 1].
     momentum: Muon's momentum (AdamW's is ``betas[0]``).
     weight_decay: decoupled decay, multiplied by the rate and by each group's own ``weight_decay_scale``.
     grad_clip: largest global gradient norm; larger ones are scaled down to it. 0 is off.
     betas: AdamW's betas for every AdamW group, or None for each group's own.
+    row_parts: equal parts that each row of tokens is cut into, each read as a row of its own.
     """
 
     lr_multiplier: float = 1.0
@@ -28,6 +29,7 @@ class Hyper:
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     betas: tuple[float, float] | None = None
+    row_parts: int = 1
 
 
 def trapezoid(t: float, *, total: float, warmup: float, warmdown: float, final_frac: float) -> float:
@@ -66,6 +68,17 @@ def ramp(t: float, *, start: float, end: float, duration: float) -> float:
         return end
     progress = min(max(t / duration, 0.0), 1.0)
     return start + (end - start) * progress
+
+
+def row_parts(t: float, *, total: float, short_frac: float) -> int:
+    """4 in the first half of the first ``short_frac`` of a run, 2 in its second half, then 1: short contexts first
+    (Press et al. 2021, Shortformer, arXiv 2012.15832).
+
+    >>> [row_parts(t, total=8, short_frac=0.5) for t in range(8)]
+    [4, 4, 2, 2, 1, 1, 1, 1]
+    """
+    short = short_frac * total
+    return 4 if t < short / 2 else 2 if t < short else 1
 
 
 def _check_curve(*, total: float, warmup: float, warmdown: float, final_frac: float) -> None:

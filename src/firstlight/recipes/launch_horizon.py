@@ -31,7 +31,7 @@ def horizon_of_launch(
     """
     curve = Curve(
         plan.warmup_frac, plan.warmdown_frac, plan.final_lr_frac, plan.momentum_start, plan.momentum_end,
-        plan.weight_decay, plan.grad_clip,
+        plan.weight_decay, plan.grad_clip, short_rows_frac=plan.short_rows_frac,
     )  # fmt: skip
     if plan.num_steps is not None:
         return StepHorizon(plan.num_steps, curve), None, plan, ()

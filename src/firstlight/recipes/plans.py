@@ -84,6 +84,7 @@ def plan_from_settings(settings: BaseSettings, *, runtime: Runtime, world_size: 
         embedding_lr=settings.embedding_lr,
         unembedding_lr=settings.unembedding_lr,
         matrix_lr=settings.matrix_lr,
+        short_rows_frac=settings.short_rows_frac,
         **_common(
             settings, runtime, seq_len=settings.max_seq_len or seq_len_for(settings.depth), world_size=world_size
         ),

@@ -32,6 +32,8 @@ class TextSettings:
     """A tokenizer.json to use. Trained on the data where not given."""
     packing: Literal["bestfit", "stream"] = "bestfit"
     """How documents become rows: bestfit (each row starts a document, nothing is dropped) or stream (cut every T tokens)."""
+    short_rows_frac: float = 0.0
+    """Part of the run, from its start, that learns from rows in quarters and then in halves: shorter contexts first."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from firstlight.model import count
 from firstlight.optim.schedule import Hyper
 from firstlight.recipes.report_samples import write_samples
 from firstlight.runtime.console import Console, StepLine, StepPrinter
@@ -58,7 +59,8 @@ class RunSink:
         if self._metrics is None:
             return
         rate = tokens_per_s(num_tokens, stats.elapsed_s)
-        share = mfu(self._plan.flops_per_token * num_tokens, stats.elapsed_s, self._peak)
+        flops_per_token = count.flops_per_token(self._plan.model, self._plan.seq_len // hyper.row_parts)
+        share = mfu(flops_per_token * num_tokens, stats.elapsed_s, self._peak)
         mean_step_s = state.elapsed_s / state.step
         eta_s = self._horizon.eta_s(state.step, mean_step_s)
         row: dict[str, Any] = {

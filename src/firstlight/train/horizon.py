@@ -20,6 +20,7 @@ class Curve:
 
     momentum rises linearly from ``momentum_start`` to ``momentum_end`` in the first ``momentum_ramp_frac`` of the run
     (Muon's running mean of gradients would otherwise start too long for a model that changes fast).
+    Rows are cut into parts in the first ``short_rows_frac`` of the run (`schedule.row_parts`).
     """
 
     warmup_frac: float
@@ -30,6 +31,7 @@ class Curve:
     weight_decay: float
     grad_clip: float
     momentum_ramp_frac: float = 0.1
+    short_rows_frac: float = 0.0
 
     def hyper(self, t: float, total: float) -> Hyper:
         """Hyper-parameters of the update at ``t`` of ``total`` (steps or seconds)."""
@@ -46,6 +48,7 @@ class Curve:
             ),
             weight_decay=self.weight_decay,
             grad_clip=self.grad_clip,
+            row_parts=schedule.row_parts(t, total=total, short_frac=self.short_rows_frac),
         )
 
 

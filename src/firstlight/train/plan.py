@@ -87,6 +87,7 @@ class Plan:
     train_bytes: int
     checkpoint_bytes: int
     lines: tuple[PlanLine, ...]
+    short_rows_frac: float = 0.0
 
 
 def horizon_tokens(
@@ -158,6 +159,7 @@ def make_plan(
     warmup_frac: float | None = None,
     warmdown_frac: float | None = None,
     final_lr_frac: float | None = None,
+    short_rows_frac: float = 0.0,
     eval_every: int | None = None,
     sample_every: int | None = None,
     save_every: int | None = None,
@@ -207,6 +209,7 @@ def make_plan(
     if horizon is not None and not horizon.value > 0:
         problems.add(f"a horizon of {horizon.describe()} would train for zero steps", hint="give a number above zero")
     fractions = {"--warmup-frac": warmup_frac, "--warmdown-frac": warmdown_frac, "--final-lr-frac": final_lr_frac}
+    fractions["--short-rows-frac"] = short_rows_frac
     for flag, value in fractions.items():
         if value is not None and not 0 <= value <= 1:
             problems.add(f"{flag} {value} is outside 0 to 1")
@@ -238,6 +241,8 @@ def make_plan(
         line("model", shape, "as it was trained")
         line("max_seq_len", f"{rows_len:,}", "given" if seq_len else "the model's context")
 
+    if short_rows_frac > 0 and rows_len % 4:
+        problems.add(f"--short-rows-frac: rows of {rows_len} tokens have no quarters", hint="a multiple of 4")
     params = count.num_params(model)
     scaling_params = count.num_scaling_params(model)
     flops_per_token = float(count.flops_per_token(model, rows_len))
@@ -394,6 +399,12 @@ def make_plan(
         f"{warmdown:g}",
         "given" if warmdown_frac is not None else "half of the run: long warm-downs win (lab/LOG.md)",
     )
+    if short_rows_frac > 0:
+        line(
+            "short_rows_frac",
+            f"{short_rows_frac:g}",
+            "given: rows in quarters, then in halves, in that part of the run",
+        )
     line("final_lr_frac", f"{final:g}", "given" if final_lr_frac is not None else "5 % of the rate at the end")
 
     evals = eval_every if eval_every is not None else interval(estimated, 10)
@@ -427,7 +438,7 @@ def make_plan(
         embedding_lr=rates[0], unembedding_lr=rates[1], matrix_lr=rates[2], scalar_lr=scalar_lr, weight_decay=decay, grad_clip=grad_clip,
         warmup_frac=warmup, warmdown_frac=warmdown, final_lr_frac=final, momentum_start=0.85, momentum_end=0.95,
         eval_every=evals, sample_every=samples, save_every=saves, train_bytes=train_bytes, checkpoint_bytes=checkpoint_bytes,
-        lines=tuple(lines),
+        lines=tuple(lines), short_rows_frac=short_rows_frac,
     )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def train_step(
     compiled_loss: run the loss layer's kernel through torch.compile.
     refuse: given the mean loss of all ranks before the update; a reason in words leaves the update out.
 
-    Raises ValueError for no micro-batch, and what `summed_cross_entropy` raises.
+    Raises ValueError for no micro-batch, RuntimeError for rows that cannot be cut into ``hyper.row_parts``, and what `summed_cross_entropy` raises.
     """
     start_s = time.perf_counter()
     hidden = hidden or model.hidden
@@ -107,8 +107,11 @@ def train_step(
     )
     position, num_tokens = None, 0
     for batch in micro_batches:
+        B, T = batch.inputs_BT.shape
+        # Targets stay as they are: the loss reads tokens one by one.
+        x_BTD = hidden(batch.inputs_BT.reshape(B * hyper.row_parts, T // hyper.row_parts)).view(B, T, -1)
         loss = summed_cross_entropy(
-            hidden(batch.inputs_BT),
+            x_BTD,
             model.lm_head.weight,
             batch.targets_BT,
             batch.weights_BT,

@@ -256,6 +256,8 @@ def _training(
         momentum_end=plan["momentum_end"],
         weight_decay=plan["weight_decay"],
         grad_clip=plan["grad_clip"],
+        # Records of before have none.
+        short_rows_frac=plan.get("short_rows_frac", 0.0),
     )
     num_steps = plan.get("num_steps") or 0
     total = float(num_steps) or _total_s(rows) or 60.0 * plan["horizon"]["value"]
