@@ -15,7 +15,7 @@ Shapes: B rows, T tokens in a row, N = B T tokens, R tokens of a chunk, V ids, D
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -133,7 +133,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             h_RD = h_ND[rows]
             z_RV = buffer_RV[: len(h_RD)]
             torch.mm(h_RD, weight_VD.T, out=z_RV)
-            loss += _sliced(kernel, z_RV, targets_N[rows], weights_N[rows], softcap).sum()
+            loss += kernel(z_RV, targets_N[rows], weights_N[rows], softcap).sum()
             torch.mm(z_RV, weight_VD, out=dx_ND[rows])
             _add_product_(dweight_VD, z_RV, h_RD, is_first=rows.start == 0)
         ctx.grads = dx_ND.to(x_ND.dtype), dweight_VD.to(head_weight_VD.dtype)
@@ -187,8 +187,10 @@ def choose_loss_kernel(
     if native and why_not_native_loss(device_type=device_type, dtype=dtype) is None:
         return native_loss_and_grad_ if with_gradient else native_loss
     if compiled:
-        return compiled_loss_and_grad_kernel_() if with_gradient else compiled_loss_kernel()
-    return loss_and_grad_kernel_ if with_gradient else loss_kernel
+        kernel = compiled_loss_and_grad_kernel_() if with_gradient else compiled_loss_kernel()
+    else:
+        kernel = loss_and_grad_kernel_ if with_gradient else loss_kernel
+    return partial(_sliced, kernel) if device_type == "cpu" else kernel
 
 
 @lru_cache(maxsize=1)
@@ -221,7 +223,7 @@ def _losses(
     for rows in _chunks(len(targets_N), chunk_rows):
         h_RD = h_ND[rows]
         z_RV = torch.mm(h_RD, weight_VD.T, out=buffer_RV[: len(h_RD)])
-        losses_N[rows] = _sliced(kernel, z_RV, targets_N[rows], weights_N[rows], softcap)
+        losses_N[rows] = kernel(z_RV, targets_N[rows], weights_N[rows], softcap)
     return losses_N
 
 
@@ -244,9 +246,7 @@ def _add_product_(dweight_VD: torch.Tensor, dz_RV: torch.Tensor, h_RD: torch.Ten
 def _sliced(
     kernel: Kernel, z_RV: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor, softcap: float
 ) -> torch.Tensor:
-    """Losses of a chunk, (R,) float32: torch's operations over slices of rows on a CPU, over all rows elsewhere."""
-    if z_RV.device.type != "cpu" or kernel in (native_loss, native_loss_and_grad_):
-        return kernel(z_RV, targets_R, weights_R, softcap)
+    """Losses of a chunk, (R,) float32, a slice of rows after another: what torch's operations make fits a core's cache."""
     step = max(1, SLICE_BYTES_PER_THREAD * torch.get_num_threads() // (4 * z_RV.size(1)))
     return torch.cat([kernel(z_RV[s], targets_R[s], weights_R[s], softcap) for s in _chunks(len(z_RV), step)])
 
