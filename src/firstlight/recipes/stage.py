@@ -314,9 +314,9 @@ class StageRun(ABC, Generic[S]):
         if parts.compiled or plan.num_steps is None:
             with console.progress("compiling and measuring" if parts.compiled else "measuring"):
                 rates = measure_rates(parts, plan, runtime)
-            # Once more after some time: another program's load passes, the machine's peak does not.
-            again = hardware.device_peak(runtime.device, runtime.compute_dtype)
-            peak = max(peak, again, key=lambda measured: measured.flops_per_s)
+        # Once more after some time: another program's load passes, the machine's peak does not.
+        again = hardware.device_peak(runtime.device, runtime.compute_dtype)
+        peak = max(peak, again, key=lambda measured: measured.flops_per_s)
         self.note(f"peak {peak.flops_per_s / 1e9:,.0f} GFLOP/s a process ({peak.source})")
         horizon, final_tokens, plan, notes = horizon_of_launch(
             plan, settings, rates, used_s=start.used_s, is_resumed=start.step > 0, num_val_tokens=self.validation.num_tokens,
