@@ -5,7 +5,8 @@
 
 The products are torch's; what is between them is native code (`layer.cpp`, `attention.cpp`). Autograd would keep what is
 between any two operations; here as little is kept as the backward pass can do with, and what is cheap is made once more.
-Nothing has to be compiled for a model, and no submodule is called: hooks see nothing. A backward pass can be taken once. The oracle is `firstlight.model.gpt.Block`.
+Nothing has to be compiled for a model, and no submodule is called: hooks see nothing. A backward pass can be taken once.
+The oracle is `firstlight.model.gpt.Block`.
 
 Shapes: B rows, T tokens, N = B * T, D width, H query heads, G key/value heads, K head size, C = G * K, F inner width,
 E channels that the gate of value embeddings reads, X = D + 2 C.
