@@ -59,7 +59,9 @@ def test_the_plan_has_the_asked_shape(tiny_options) -> None:
 def test_auto_compiles_as_a_long_run_does(tiny_options, cpu, monkeypatch) -> None:
     plan = common.bench_plan(tiny_options)
     monkeypatch.setattr(common.environment, "cxx_compiler", lambda: "/usr/bin/g++")
-    assert common.compile_choice(replace(tiny_options, compile="auto"), plan, cpu)[0] is True
+    for is_native in (True, False):
+        monkeypatch.setattr(common, "has_native_layers", lambda is_native=is_native, **_: is_native)
+        assert common.compile_choice(replace(tiny_options, compile="auto"), plan, cpu)[0] is not is_native
     assert common.compile_choice(tiny_options, plan, cpu)[0] is False
     monkeypatch.setattr(common.environment, "cxx_compiler", lambda: None)
     assert common.compile_choice(replace(tiny_options, compile="auto"), plan, cpu)[0] is False

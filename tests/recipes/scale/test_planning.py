@@ -42,7 +42,9 @@ def test_a_plan_names_budgets_tokens_and_time(tiny_corpus, own_folders, capsys) 
     )  # fmt: skip
     console = Console()
     study = planning.plan_study(request, console=console, started_s=time.monotonic())
-    assert [cell.run for cell in study.cells] == ["p-d2-c1", "p-d1-c1", "p-d2-c2", "p-d1-c2"]
+    # Cheap budgets first; which depth is the faster of two depends on measured speeds.
+    assert [cell.run[-2:] for cell in study.cells] == ["c1", "c1", "c2", "c2"]
+    assert {cell.run for cell in study.cells} == {"p-d2-c1", "p-d1-c1", "p-d2-c2", "p-d1-c2"}
     assert study.budgets == (1e11, 2e11)
     # Depth 1 by hand: 6 * (300 * 64 + 12 * 64^2) + 12 * 64 * 32 = 434,688 FLOPs a token.
     cell = next(cell for cell in study.cells if cell.run == "p-d1-c1")
