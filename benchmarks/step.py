@@ -246,7 +246,7 @@ def main() -> None:
     notes = [
         f"depth 4, width 256, T = 512, 8 rows, 8,192 ids (random), {args.threads} threads; {args.rounds} rounds of "
         f"{args.steps} steps in turns; compiling and {WARM_UP_STEPS} warm-up steps are not counted",
-        "a step is forward, backward and optimizer; ours in the dtype that `--dtype auto` chooses, compiled",
+        "a step is forward, backward and optimizer; ours in the dtype that `--dtype auto` chooses, compiled where a long run would be",
         "GFLOP/s: each program's own count of model FLOPs over the time of its step",
     ]
     if args.peer:
