@@ -19,7 +19,6 @@ namespace {
 
 // A NaN stays one.
 inline Vec positive(Vec x) { return x < 0.0f ? Vec{} : x; }
-inline float positive(float x) { return x < 0 ? 0 : x; }
 
 // A group of logits from x becomes s(x).
 inline void sigmoid(const Vec* x, Vec* s) {
@@ -29,28 +28,17 @@ inline void sigmoid(const Vec* x, Vec* s) {
   EACH s[i] = reciprocal(1.0f + s[i]);
 }
 
-// `count` numbers, at most a group.
-inline void load_some(const float* from, int64_t count, Vec* x) {
-  alignas(64) float some[GROUP_NUMBERS] = {};
-  std::copy(from, from + count, some);
-  EACH x[i] = load(some + i * LANES);
-}
-
-inline void store_some(float* to, int64_t count, const Vec* x) {
-  alignas(64) float some[GROUP_NUMBERS];
-  EACH store(some + i * LANES, x[i]);
-  std::copy(some, some + count, to);
-}
-
-// The part of `count` numbers that is this thread's: whole vectors, but for the last part.
-struct Part {
-  int64_t first, last;
-  explicit Part(int64_t count) {
-    const int64_t vectors = (count + LANES - 1) / LANES, thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    first = std::min(count, vectors * thread / threads * LANES);
-    last = std::min(count, vectors * (thread + 1) / threads * LANES);
+// body(at, left) for groups of numbers from place `at` on, of which `left` are this thread's: each has whole vectors, but for
+// the last one.
+template <class Body>
+void over_groups(int64_t count, int32_t threads, Body body) {
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t vectors = (count + LANES - 1) / LANES, thread = omp_get_thread_num(), all = omp_get_num_threads();
+    const int64_t last = std::min(count, vectors * (thread + 1) / all * LANES);
+    for (int64_t at = vectors * thread / all * LANES; at < last; at += GROUP_NUMBERS) body(at, last - at);
   }
-};
+}
 
 }  // namespace
 
@@ -100,73 +88,55 @@ void gate_backward(const float* dv, int64_t v_row, const float* e, const float* 
 
 // a of h; they may be the same array.
 void squared_relu_forward(const float* h, int64_t count, float* a, int32_t threads) {
-#pragma omp parallel num_threads(threads)
-  {
-    const Part part(count);
-    int64_t i = part.first;
-    for (; i + LANES <= part.last; i += LANES) {
-      const Vec x = positive(load(h + i));
-      store(a + i, x * x);
-    }
-    for (; i < part.last; i++) a[i] = positive(h[i]) * positive(h[i]);
-  }
+  over_groups(count, threads, [=](int64_t at, int64_t left) {
+    Vec x[GROUP];
+    load_group(h + at, left, x);
+    EACH x[i] = positive(x[i]);
+    EACH x[i] *= x[i];
+    store_group(a + at, left, x);
+  });
 }
 
 // d, the gradient of a, becomes that of h; and h becomes a.
 void squared_relu_backward(float* h, int64_t count, float* d, int32_t threads) {
-#pragma omp parallel num_threads(threads)
-  {
-    const Part part(count);
-    int64_t i = part.first;
-    for (; i + LANES <= part.last; i += LANES) {
-      const Vec x = positive(load(h + i));
-      store(h + i, x * x);
-      store(d + i, 2.0f * x * load(d + i));
-    }
-    for (; i < part.last; i++) {
-      const float x = positive(h[i]);
-      h[i] = x * x;
-      d[i] *= 2 * x;
-    }
-  }
+  over_groups(count, threads, [=](int64_t at, int64_t left) {
+    Vec x[GROUP], da[GROUP];
+    load_group(h + at, left, x);
+    load_group(d + at, left, da);
+    EACH x[i] = positive(x[i]);
+    EACH da[i] *= 2.0f * x[i];
+    EACH x[i] *= x[i];
+    store_group(h + at, left, x);
+    store_group(d + at, left, da);
+  });
 }
 
 // a of g and u; it may be one of them.
 void gated_forward(const float* g, const float* u, int64_t count, float* a, int32_t threads) {
-#pragma omp parallel num_threads(threads)
-  {
-    const Part part(count);
-    for (int64_t at = part.first; at < part.last; at += GROUP_NUMBERS) {
-      const int64_t size = std::min<int64_t>(GROUP_NUMBERS, part.last - at);
-      Vec x[GROUP], y[GROUP], s[GROUP];
-      load_some(g + at, size, x);
-      load_some(u + at, size, y);
-      sigmoid(x, s);
-      EACH y[i] *= x[i] * s[i];
-      store_some(a + at, size, y);
-    }
-  }
+  over_groups(count, threads, [=](int64_t at, int64_t left) {
+    Vec x[GROUP], y[GROUP], s[GROUP];
+    load_group(g + at, left, x);
+    load_group(u + at, left, y);
+    sigmoid(x, s);
+    EACH y[i] *= x[i] * s[i];
+    store_group(a + at, left, y);
+  });
 }
 
 // g and u become their gradients; d, the gradient of a, becomes a.
 void gated_backward(float* g, float* u, int64_t count, float* d, int32_t threads) {
-#pragma omp parallel num_threads(threads)
-  {
-    const Part part(count);
-    for (int64_t at = part.first; at < part.last; at += GROUP_NUMBERS) {
-      const int64_t size = std::min<int64_t>(GROUP_NUMBERS, part.last - at);
-      Vec x[GROUP], y[GROUP], s[GROUP], da[GROUP], found[GROUP];
-      load_some(g + at, size, x);
-      load_some(u + at, size, y);
-      load_some(d + at, size, da);
-      sigmoid(x, s);
-      EACH found[i] = x[i] * s[i] * y[i];
-      store_some(d + at, size, found);
-      EACH found[i] = x[i] * s[i] * da[i];
-      store_some(u + at, size, found);
-      EACH found[i] = y[i] * s[i] * (1.0f + x[i] * (1.0f - s[i])) * da[i];
-      store_some(g + at, size, found);
-    }
-  }
+  over_groups(count, threads, [=](int64_t at, int64_t left) {
+    Vec x[GROUP], y[GROUP], s[GROUP], da[GROUP], found[GROUP];
+    load_group(g + at, left, x);
+    load_group(u + at, left, y);
+    load_group(d + at, left, da);
+    sigmoid(x, s);
+    EACH found[i] = x[i] * s[i] * y[i];
+    store_group(d + at, left, found);
+    EACH found[i] = x[i] * s[i] * da[i];
+    store_group(u + at, left, found);
+    EACH found[i] = y[i] * s[i] * (1.0f + x[i] * (1.0f - s[i])) * da[i];
+    store_group(g + at, left, found);
+  });
 }
 }

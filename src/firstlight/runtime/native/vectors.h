@@ -89,6 +89,29 @@ inline void exponentiate(Vec* x) {
   EACH_OF(N) x[i] = y[i] * whole[i];
 }
 
+// A group of numbers, of which `left` are there: zeros stand for the others.
+template <class T>
+inline void load_group(const T* from, int64_t left, Vec* x) {
+  if (left >= GROUP_NUMBERS) {
+    EACH x[i] = load(from + i * LANES);
+    return;
+  }
+  alignas(64) float some[GROUP_NUMBERS] = {};
+  for (int j = 0; j < left; j++) some[j] = one(from + j);
+  EACH x[i] = load(some + i * LANES);
+}
+
+// The first `left` numbers of a group.
+inline void store_group(float* to, int64_t left, const Vec* x) {
+  if (left >= GROUP_NUMBERS) {
+    EACH store(to + i * LANES, x[i]);
+    return;
+  }
+  alignas(64) float some[GROUP_NUMBERS];
+  EACH store(some + i * LANES, x[i]);
+  std::memcpy(to, some, left * sizeof(float));
+}
+
 inline Vec exp_of(Vec x) {
   exponentiate<1>(&x);
   return x;

@@ -24,18 +24,6 @@ constexpr float LARGEST_UNSHIFTED_CAP = 40;
 inline float capped(float z, float softcap) { return softcap > 0 ? softcap * std::tanh(z / softcap) : z; }
 inline float slope_of(float logit, float softcap) { return softcap > 0 ? 1 - logit / softcap * (logit / softcap) : 1; }
 
-// A group of logits from place v on, and zeros behind the row's end.
-template <class T>
-inline void load_group(const T* row, int v, int V, Vec* x) {
-  if (v + GROUP_NUMBERS <= V) {
-    EACH x[i] = load(row + v + i * LANES);
-    return;
-  }
-  alignas(64) float some[GROUP_NUMBERS] = {};
-  for (int j = v; j < V; j++) some[j - v] = one(row + j);
-  EACH x[i] = load(some + i * LANES);
-}
-
 // Vectors whose lanes behind the row's end are zero.
 inline void end_group(int v, int V, Vec* x) {
   if (v + GROUP_NUMBERS <= V) return;
@@ -59,7 +47,7 @@ float walk(const T* row, int V, float softcap, float shift, float* into) {
   Vec totals[GROUP] = {};
   for (int v = 0; v < V; v += GROUP_NUMBERS) {
     Vec x[GROUP], r[GROUP];
-    load_group(row, v, V, x);
+    load_group(row + v, V - v, x);
     if constexpr (HAS_CAP) {
       EACH x[i] *= 2 / softcap;
       // Beyond it r would be zero or no number, and the slope is below 1e-34.
